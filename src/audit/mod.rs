@@ -1,0 +1,1 @@
+//! `palisade audit`: the set-up of an application, checked without running it.

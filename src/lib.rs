@@ -1,0 +1,3 @@
+//! Palisade, the proxy that Puma deserves.
+pub mod audit;
+pub mod puma;

@@ -1,0 +1,1 @@
+//! Puma's world, read without running it.

@@ -1,3 +1,9 @@
 //! Palisade, the proxy that Puma deserves.
+pub mod accept;
 pub mod audit;
+pub mod guard;
+pub mod http;
+pub mod layers;
 pub mod puma;
+pub mod refusal;
+pub mod units;

@@ -1,0 +1,329 @@
+//! Deadlines and minimum rates of connections, in both directions.
+//!
+//! Threat: slowloris in every form. A phase ends at a total deadline (head, handshake, idle), or a transfer ends when it
+//! stalls or falls below its minimum rate after a grace. All of it is arithmetic on `now`; no timer is made or moved per
+//! request. Each connection owns one [`Pulse`]; one sweep over all of them (every 100 ms) wakes those whose time is over,
+//! and finds the connection with the least progress when slots run out.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{ByteRate, Deadline};
+
+/// `[timeouts]` in `proxy.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// TLS handshake and PROXY line, from accept to the end. Default: 5 s.
+    pub tls_handshake: Deadline,
+    /// A request head, from its first byte to its last. Default: 10 s.
+    pub header: Deadline,
+    /// Longest pause within a request body. Default: 15 s.
+    pub body_stall: Deadline,
+    /// Longest pause of a client that reads its answer. Default: 15 s.
+    pub write_stall: Deadline,
+    /// An idle connection between requests. Default: 30 s.
+    pub idle: Deadline,
+    /// A connection is closed after its next answer when it is older. Default: 1 h.
+    pub connection_age: Deadline,
+    /// Requests on one connection before it is closed. Default: 10000.
+    pub requests: u32,
+}
+
+/// `[rates]` in `proxy.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rates {
+    /// Least mean rate of a request body after the grace. Default: 500 B/s.
+    pub body_min: ByteRate,
+    /// Least mean rate at which a client reads its answer after the grace. Default: 500 B/s.
+    pub write_min: ByteRate,
+    /// Time before the minimum rates count. Default: 10 s.
+    pub grace: Deadline,
+}
+
+/// Arithmetic of one transfer: bytes against time.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    started: Millis,
+    moved: u64,
+    stall: u64,
+    grace: u64,
+    rate: u64,
+}
+
+/// Milliseconds since the start of the process.
+pub type Millis = u64;
+
+/// The heartbeat of one connection: until when it may go on as it is, and how far it has come.
+#[derive(Debug)]
+pub struct Pulse {
+    deadline: AtomicU64,
+    progress: AtomicU64,
+    evicted: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// The pulses of all connections.
+#[derive(Debug)]
+pub struct Sweep {
+    started: Instant,
+    shards: Box<[Mutex<slab::Slab<Arc<Pulse>>>]>,
+}
+
+/// A pulse in its sweep, for as long as the connection lives.
+#[derive(Debug)]
+pub struct Beat {
+    pulse: Arc<Pulse>,
+    sweep: Arc<Sweep>,
+    shard: usize,
+    slot: usize,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            tls_handshake: Deadline::seconds(5),
+            header: Deadline::seconds(10),
+            body_stall: Deadline::seconds(15),
+            write_stall: Deadline::seconds(15),
+            idle: Deadline::seconds(30),
+            connection_age: Deadline::seconds(3600),
+            requests: 10_000,
+        }
+    }
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Rates { body_min: ByteRate(500), write_min: ByteRate(500), grace: Deadline::seconds(10) }
+    }
+}
+
+impl Pace {
+    /// A transfer that starts now.
+    pub fn new(now: Millis, stall: Deadline, rate: ByteRate, grace: Deadline) -> Self {
+        Pace { started: now, moved: 0, stall: stall.as_millis(), grace: grace.as_millis(), rate: rate.0 }
+    }
+
+    /// Counts bytes that moved.
+    pub fn moved(&mut self, bytes: usize) {
+        self.moved = self.moved.saturating_add(bytes as u64);
+    }
+
+    /// The moment at which the transfer is too slow, if nothing moves from `now` on.
+    pub fn deadline(&self, now: Millis) -> Millis {
+        let stalled = now.saturating_add(self.stall);
+        if self.rate == 0 {
+            return stalled;
+        }
+        let earned = self.moved.saturating_mul(1000).checked_div(self.rate).unwrap_or(u64::MAX);
+        stalled.min(self.started.saturating_add(self.grace).saturating_add(earned))
+    }
+}
+
+impl Pulse {
+    /// The connection may go on as it is until `deadline`.
+    pub fn until(&self, deadline: Millis) {
+        self.deadline.store(deadline, Relaxed);
+    }
+
+    /// Nothing limits the connection for now: Palisade or Puma has the turn.
+    pub fn unlimited(&self) {
+        self.deadline.store(u64::MAX, Relaxed);
+    }
+
+    /// Counts progress, for the choice of whom to drop when connections run out.
+    pub fn advance(&self, by: u64) {
+        self.progress.fetch_add(by, Relaxed);
+    }
+
+    /// Whether the deadline has passed or the connection was chosen to go.
+    pub fn is_over(&self, now: Millis) -> bool {
+        self.deadline.load(Relaxed) <= now || self.evicted.load(Relaxed)
+    }
+
+    /// Whether the connection was chosen to make room for others.
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.load(Relaxed)
+    }
+
+    /// Wakes this task when the time is over. The task's waker stays the same for its life, so once is enough.
+    pub fn wake_by(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+}
+
+impl Sweep {
+    /// An empty registry. [`Sweep::run`] must be spawned for deadlines to fire.
+    pub fn new() -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::new(slab::Slab::new())).collect();
+        Arc::new(Sweep { started: Instant::now(), shards })
+    }
+
+    /// Milliseconds since the start.
+    pub fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Enrols a connection.
+    pub fn enrol(self: &Arc<Self>, deadline: Millis) -> Beat {
+        let pulse = Arc::new(Pulse {
+            deadline: AtomicU64::new(deadline),
+            progress: AtomicU64::new(0),
+            evicted: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        let shard = fastrand::usize(..SHARDS);
+        let slot = match self.shards.get(shard) {
+            Some(shard) => shard.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(&pulse)),
+            None => 0,
+        };
+        Beat { pulse, sweep: Arc::clone(self), shard, slot }
+    }
+
+    /// Wakes every connection whose time is over.
+    pub fn tick(&self) {
+        let now = self.now();
+        for shard in &self.shards {
+            for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                if pulse.is_over(now) {
+                    pulse.waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Drops the connection that has made the least progress so far, if one has made less than `below`.
+    pub fn evict_least(&self, below: u64) -> bool {
+        let mut least: Option<(u64, Arc<Pulse>)> = None;
+        for shard in &self.shards {
+            for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let progress = pulse.progress.load(Relaxed);
+                let is_less = least.as_ref().is_none_or(|(l, _)| progress < *l);
+                if progress < below && is_less && !pulse.evicted.load(Relaxed) {
+                    least = Some((progress, Arc::clone(pulse)));
+                }
+            }
+        }
+        match least {
+            Some((_, pulse)) => {
+                pulse.evicted.store(true, Relaxed);
+                pulse.waker.wake();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Sweeps for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut every = tokio::time::interval(TICK);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            every.tick().await;
+            self.tick();
+        }
+    }
+}
+
+impl Beat {
+    /// The sweep's clock.
+    pub fn now(&self) -> Millis {
+        self.sweep.now()
+    }
+
+    /// Whether the time is over, by the sweep's clock.
+    pub fn is_over(&self) -> bool {
+        self.pulse.is_over(self.sweep.now())
+    }
+
+    /// The pulse, to hand to the parts of a connection.
+    pub fn share(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+}
+
+impl std::ops::Deref for Beat {
+    type Target = Pulse;
+    fn deref(&self) -> &Pulse {
+        &self.pulse
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        if let Some(shard) = self.sweep.shards.get(self.shard) {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.try_remove(self.slot);
+            if shard.is_empty() {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+}
+
+const SHARDS: usize = 16;
+const TICK: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace() -> Pace {
+        Pace::new(1000, Deadline::seconds(15), ByteRate(500), Deadline::seconds(10))
+    }
+
+    #[test]
+    fn a_drip_ends_at_the_grace_plus_what_its_bytes_earned() {
+        let mut pace = pace();
+        assert_eq!(pace.deadline(1000), 11_000);
+        pace.moved(500);
+        assert_eq!(pace.deadline(10_000), 12_000);
+        pace.moved(1);
+        assert_eq!(pace.deadline(11_500), 12_002);
+    }
+
+    #[test]
+    fn a_steady_upload_is_never_too_slow() {
+        let mut pace = pace();
+        for second in 1..100_000u64 {
+            pace.moved(1_000_000);
+            let now = 1000 + second * 1000;
+            assert!(pace.deadline(now) > now + 1000, "second {second}");
+        }
+    }
+
+    #[test]
+    fn a_fast_transfer_that_stops_ends_at_the_stall() {
+        let mut pace = pace();
+        pace.moved(100_000_000);
+        assert_eq!(pace.deadline(50_000), 65_000);
+    }
+
+    #[test]
+    fn the_least_progress_goes_first() {
+        let sweep = Sweep::new();
+        let (idle, busy) = (sweep.enrol(u64::MAX), sweep.enrol(u64::MAX));
+        busy.advance(10);
+        assert!(sweep.evict_least(10));
+        assert!(idle.is_evicted() && !busy.is_evicted());
+        assert!(!sweep.evict_least(10), "the honest one is never dropped");
+    }
+
+    #[test]
+    fn a_beat_leaves_the_sweep_with_its_connection() {
+        let sweep = Sweep::new();
+        drop(sweep.enrol(0));
+        assert!(sweep.shards.iter().all(|s| s.lock().unwrap().is_empty()));
+    }
+}

@@ -1,0 +1,2 @@
+//! Bytes: one reading or a refusal. Sans-IO.
+pub mod rule;

@@ -1,0 +1,124 @@
+//! What is known of a request that its own bytes do not say, and what the layers note about it on its way.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+
+use crate::{accept::client::Client, guard::rule::Rule};
+
+/// Extension of every request, set by the front that received it.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Who sent it.
+    pub client: Arc<Client>,
+    /// The request target as the client sent it; `normalize` reduces it to origin-form (or `*`).
+    pub target: Bytes,
+    /// What the layers note for the log.
+    pub notes: Arc<Notes>,
+}
+
+/// Times and findings of one request, written by the stage that knows them and read once, by `record`.
+#[derive(Debug)]
+pub struct Notes {
+    /// The first byte of the head.
+    pub started: Instant,
+    /// The same moment by the calendar.
+    pub at: SystemTime,
+    complete: AtomicU64,
+    admitted: AtomicU64,
+    answered: AtomicU64,
+    finished: AtomicU64,
+    body: AtomicU64,
+    worker: AtomicU32,
+    observed: AtomicU64,
+}
+
+/// A moment in the life of a request, after its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The last byte of its body had come.
+    Complete,
+    /// It had a slot.
+    Admitted,
+    /// The head of Puma's answer had come.
+    Answered,
+    /// Puma's last byte had come.
+    Finished,
+}
+
+impl Notes {
+    /// Notes of a request whose first byte came at `started`.
+    pub fn new(started: Instant) -> Self {
+        Notes {
+            started,
+            at: SystemTime::now(),
+            complete: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            body: AtomicU64::new(0),
+            worker: AtomicU32::new(u32::MAX),
+            observed: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes that a moment is now.
+    pub fn mark(&self, moment: Moment) {
+        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.cell(moment).store(micros.max(1), Relaxed);
+    }
+
+    /// How long after the start a moment was; `None` when it was never reached.
+    pub fn when(&self, moment: Moment) -> Option<Duration> {
+        match self.cell(moment).load(Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    /// Notes the length of the request body.
+    pub fn body_length(&self, bytes: u64) {
+        self.body.store(bytes, Relaxed);
+    }
+
+    /// The length of the request body as far as it was read.
+    pub fn body(&self) -> u64 {
+        self.body.load(Relaxed)
+    }
+
+    /// Notes which of Puma's workers (or sockets) has the request.
+    pub fn sent_to(&self, worker: u32) {
+        self.worker.store(worker, Relaxed);
+    }
+
+    /// The index of Puma's worker (or socket), once the request was sent.
+    pub fn worker(&self) -> Option<u32> {
+        Some(self.worker.load(Relaxed)).filter(|w| *w != u32::MAX)
+    }
+
+    /// Notes a rule that repaired something, or would have refused in mode `enforce`.
+    pub fn observe(&self, rule: Rule) {
+        self.observed.fetch_or(1 << (rule as u8), Relaxed);
+    }
+
+    /// The rules that were noted, in the order of [`Rule::ALL`].
+    pub fn observed(&self) -> impl Iterator<Item = Rule> {
+        let bits = self.observed.load(Relaxed);
+        Rule::ALL.into_iter().filter(move |rule| bits & (1 << (*rule as u8)) != 0)
+    }
+
+    fn cell(&self, moment: Moment) -> &AtomicU64 {
+        match moment {
+            Moment::Complete => &self.complete,
+            Moment::Admitted => &self.admitted,
+            Moment::Answered => &self.answered,
+            Moment::Finished => &self.finished,
+        }
+    }
+}

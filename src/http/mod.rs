@@ -1,0 +1,2 @@
+//! Messages: connections become requests and answers.
+pub mod arrival;

@@ -1,0 +1,5 @@
+//! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
+pub mod buffer;
+pub mod canonical;
+pub mod slots;
+pub mod spill;

@@ -7,7 +7,7 @@
 use super::{
     Field, Framing, Version,
     framing::Claims,
-    line::{self, Fault, Scan},
+    line::{self, Fault, Line, Scan},
     rule::Rule,
 };
 use crate::refusal::Refusal;
@@ -88,25 +88,36 @@ impl AnswerScan {
     /// `buf` starts at the first byte of this answer and only grows between calls; `to_head` tells whether the request
     /// was a HEAD. After `true` or an error, start anew with `AnswerScan::default()`.
     pub fn advance(&mut self, buf: &[u8], limits: &AnswerLimits, to_head: bool, head: &mut AnswerHead) -> Result<bool, Refusal> {
-        if self.line == 0 {
+        let fresh = self.line == 0;
+        if fresh {
             let Some(end) = self.scan.first_line(buf, limits.head).map_err(|fault| refusal(fault, Rule::P1))? else { return Ok(false) };
             status_line(buf, end).ok_or(Refusal::UpstreamBad(Rule::P1))?;
             self.line = end;
         }
+        let bound = buf.get(..limits.head).unwrap_or(buf);
+        // Nearly every head comes in one read, and what can be read needs no scan.
+        if fresh && read(bound, self.line, limits, to_head, head) == Ok(()) {
+            return Ok(true);
+        }
         let Some(end) = self.scan.rest(buf, limits.head).map_err(|fault| refusal(fault, Rule::P2))? else { return Ok(false) };
-        head.clear();
-        (head.version, head.status) = status_line(buf, self.line).ok_or(Refusal::UpstreamBad(Rule::P1))?;
-        let framing = fields(buf.get(..end).unwrap_or_default(), self.line, limits, head).map_err(Refusal::UpstreamBad)?;
-        head.framing = match (head.status, framing) {
-            (100..=199 | 204 | 304, _) => AnswerFraming::None,
-            _ if to_head => AnswerFraming::None,
-            (_, Framing::Length(length)) => AnswerFraming::Length(length),
-            (_, Framing::Chunked) => AnswerFraming::Chunked,
-            (_, Framing::None) => AnswerFraming::UntilClose,
-        };
-        head.len = end;
+        read(buf.get(..end).unwrap_or_default(), self.line, limits, to_head, head).map_err(Refusal::UpstreamBad)?;
         Ok(true)
     }
+}
+
+/// Reads a head whose status line ends at `line`.
+fn read(buf: &[u8], line: usize, limits: &AnswerLimits, to_head: bool, head: &mut AnswerHead) -> Result<(), Rule> {
+    head.clear();
+    (head.version, head.status) = status_line(buf, line).ok_or(Rule::P1)?;
+    let framing = fields(buf, line, limits, head)?;
+    head.framing = match (head.status, framing) {
+        (100..=199 | 204 | 304, _) => AnswerFraming::None,
+        _ if to_head => AnswerFraming::None,
+        (_, Framing::Length(length)) => AnswerFraming::Length(length),
+        (_, Framing::Chunked) => AnswerFraming::Chunked,
+        (_, Framing::None) => AnswerFraming::UntilClose,
+    };
+    Ok(())
 }
 
 /// Reads the status line `buf[..end]`: `HTTP-version SP 3DIGIT [ SP reason ]`.
@@ -128,22 +139,29 @@ fn status_line(buf: &[u8], end: usize) -> Option<(Version, u16)> {
     (100..=599).contains(&status).then_some((version, status))
 }
 
-/// Reads the field lines from `line` to the end of `buf`, which is the end of the head.
+/// Reads the field lines from `line` on, to the empty line.
 fn fields(buf: &[u8], line: usize, limits: &AnswerLimits, head: &mut AnswerHead) -> Result<Framing, Rule> {
     let mut claims = Claims::default();
-    let lines = buf.get(..buf.len().saturating_sub(2)).unwrap_or_default();
     let mut at = line;
-    while at < lines.len() {
-        let (field, next, _) = line::field(lines, at).ok_or(Rule::P2)?;
+    loop {
+        let field = match line::read(buf, at).ok_or(Rule::P2)? {
+            Line::Field(field, _, next) => {
+                at = next;
+                field
+            }
+            Line::Empty(end) => {
+                head.len = end;
+                break;
+            }
+        };
         if head.fields.len() >= limits.fields {
             return Err(Rule::P5);
         }
         head.fields.push(field);
-        at = next;
-        let name = field.name.of(lines);
+        let name = field.name.of(buf);
         match name.len() {
             10 if name.eq_ignore_ascii_case(b"connection") => {
-                let (close, keep_alive) = line::connection(field.value.of(lines));
+                let (close, keep_alive) = line::connection(field.value.of(buf));
                 head.close |= close;
                 head.keep_alive |= keep_alive;
             }
@@ -152,7 +170,7 @@ fn fields(buf: &[u8], line: usize, limits: &AnswerLimits, head: &mut AnswerHead)
             _ => {}
         }
     }
-    claims.decide(lines, head.version).map_err(|_| Rule::P3)
+    claims.decide(buf, head.version).map_err(|_| Rule::P3)
 }
 
 fn refusal(fault: Fault, rule: Rule) -> Refusal {

@@ -7,7 +7,7 @@
 use super::{
     Field, Form, Framing, Limits, Span, Version,
     framing::Claims,
-    line::{self, Fault, Scan},
+    line::{self, Fault, Line, Scan},
     rule::Rule,
     target,
 };
@@ -102,12 +102,17 @@ impl HeadScan {
                 fresh = true;
             }
         }
-        let Some(end) = self.scan.rest(buf, limits.head).map_err(refusal)? else { return Ok(false) };
         let line = usize::try_from(self.line).unwrap_or(usize::MAX);
-        if !fresh {
-            // The caller may have handed over another `Head` than the last time.
-            request_line(buf, self.scan.start, line, limits, head)?;
+        if fresh {
+            // Nearly every head comes in one read, and what can be read needs no scan. Once: a client that sends byte
+            // by byte must not make us read its head each time.
+            if fields(buf.get(..limits.head).unwrap_or(buf), line, limits, head) == Ok(()) {
+                return Ok(true);
+            }
         }
+        let Some(end) = self.scan.rest(buf, limits.head).map_err(refusal)? else { return Ok(false) };
+        // The caller may have handed over another `Head` than the last time.
+        request_line(buf, self.scan.start, line, limits, head)?;
         fields(buf.get(..end).unwrap_or_default(), line, limits, head)?;
         Ok(true)
     }
@@ -153,14 +158,22 @@ fn request_line(buf: &[u8], start: usize, end: usize, limits: &Limits, head: &mu
     Ok(())
 }
 
-/// Reads the field lines from `line` to the end of `buf`, which is the end of the head.
+/// Reads the field lines from `line` on, to the empty line.
 fn fields(buf: &[u8], line: usize, limits: &Limits, head: &mut Head) -> Result<(), Refusal> {
     let mut claims = Claims::default();
     let mut hosts = 0_usize;
-    let lines = buf.get(..buf.len().saturating_sub(2)).unwrap_or_default();
     let mut at = line;
-    while at < lines.len() {
-        let (field, next, underscore) = line::field(lines, at).ok_or(Refusal::BadFraming(Rule::G9))?;
+    loop {
+        let (field, underscore) = match line::read(buf, at).ok_or(Refusal::BadFraming(Rule::G9))? {
+            Line::Field(field, underscore, next) => {
+                at = next;
+                (field, underscore)
+            }
+            Line::Empty(end) => {
+                head.len = end;
+                break;
+            }
+        };
         if head.fields.len() >= limits.fields {
             return Err(TOO_LARGE);
         }
@@ -168,18 +181,17 @@ fn fields(buf: &[u8], line: usize, limits: &Limits, head: &mut Head) -> Result<(
             head.observe(TOO_LARGE, Rule::G9Size, limits)?;
         }
         head.fields.push(field);
-        at = next;
-        let name = field.name.of(lines);
+        let name = field.name.of(buf);
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 head.host = field.value;
                 hosts += 1;
             }
             6 if name.eq_ignore_ascii_case(b"expect") => {
-                head.expect_continue |= head.version == Version::Http11 && field.value.of(lines).eq_ignore_ascii_case(b"100-continue");
+                head.expect_continue |= head.version == Version::Http11 && field.value.of(buf).eq_ignore_ascii_case(b"100-continue");
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
-                let (close, keep_alive) = line::connection(field.value.of(lines));
+                let (close, keep_alive) = line::connection(field.value.of(buf));
                 head.close |= close;
                 head.keep_alive |= keep_alive;
             }
@@ -189,15 +201,14 @@ fn fields(buf: &[u8], line: usize, limits: &Limits, head: &mut Head) -> Result<(
             _ => {}
         }
     }
-    head.framing = claims.decide(lines, head.version).map_err(Refusal::BadFraming)?;
+    head.framing = claims.decide(buf, head.version).map_err(Refusal::BadFraming)?;
     let wanted = match head.version {
         Version::Http11 => hosts == 1,
         Version::Http10 => hosts <= 1,
     };
-    if !wanted || hosts == 1 && !target::is_authority(head.host.of(lines)) {
+    if !wanted || hosts == 1 && !target::is_authority(head.host.of(buf)) {
         return Err(Refusal::BadHost(Rule::G17));
     }
-    head.len = buf.len();
     Ok(())
 }
 

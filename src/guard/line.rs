@@ -134,12 +134,21 @@ fn is_suspicious(buf: &[u8], at: usize, next: usize) -> bool {
     hit
 }
 
-/// Reads the field line at `at`. `buf` ends behind a CRLF and has been scanned.
+/// One line behind the first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Line {
+    /// A field, whether its name has an underscore, and the offset behind its CRLF.
+    Field(Field, bool, usize),
+    /// The empty line, and the offset behind its CRLF.
+    Empty(usize),
+}
+
+/// Reads the line at `at`; `None` when it is neither empty nor `token ":" value CRLF`, or not all there.
 ///
-/// Returns the field, the offset of the next line, and whether the name has an underscore; `None` when it is not
-/// `token ":" value`.
+/// It reads each byte for itself and accepts none that [`Scan::rest`] refuses, so a head all of whose lines can be read
+/// needs no scan.
 #[inline]
-pub(super) fn field(buf: &[u8], at: usize) -> Option<(Field, usize, bool)> {
+pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
     let line = buf.get(at..)?;
     let mut seen = 0;
     let mut colon = 0;
@@ -151,17 +160,45 @@ pub(super) fn field(buf: &[u8], at: usize) -> Option<(Field, usize, bool)> {
         seen |= class;
         colon += 1;
     }
-    let rest = line.get(colon..)?.strip_prefix(b":")?;
+    let Some(rest) = line.get(colon..)?.strip_prefix(b":") else {
+        return line.starts_with(b"\r\n").then_some(Line::Empty(at + 2));
+    };
     if colon == 0 {
         return None;
     }
-    let raw = rest.get(..memchr(b'\r', rest)?)?;
+    let length = text(rest);
+    let (raw, ending) = rest.split_at_checked(length)?;
+    if !ending.starts_with(b"\r\n") {
+        return None;
+    }
     let value = at + colon + 1;
     let lead = raw.iter().take_while(|b| is_blank(**b)).count();
     let trail = raw.get(lead..)?.iter().rev().take_while(|b| is_blank(**b)).count();
-    let next = value + raw.len() + 2;
-    let field = Field { name: Span::new(at, at + colon), value: Span::new(value + lead, value + raw.len() - trail) };
-    Some((field, next, seen & UNDERSCORE != 0))
+    let field = Field { name: Span::new(at, at + colon), value: Span::new(value + lead, value + length - trail) };
+    Some(Line::Field(field, seen & UNDERSCORE != 0, value + length + 2))
+}
+
+/// Length of the run at the start of `bytes` that has no control byte other than HTAB.
+#[inline]
+fn text(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let word = u64::from_le_bytes(*chunk);
+        // The lowest flag is exact in both terms; higher ones may be carried over from it.
+        let below = word.wrapping_sub(EACH * 0x20) & !word;
+        let delete = (word ^ (EACH * 0x7f)).wrapping_sub(EACH) & !(word ^ (EACH * 0x7f));
+        let flags = (below | delete) & (EACH * 0x80);
+        if flags == 0 {
+            at += 8;
+            continue;
+        }
+        at += (flags.trailing_zeros() / 8) as usize;
+        if bytes.get(at) != Some(&b'\t') {
+            return at;
+        }
+        at += 1;
+    }
+    at + bytes.get(at..).unwrap_or_default().iter().take_while(|b| !is_control(**b)).count()
 }
 
 /// Whether this is a token, RFC 9110 §5.6.2.
@@ -197,12 +234,14 @@ pub(super) fn connection(value: &[u8]) -> (bool, bool) {
 }
 
 fn has_control(bytes: &[u8]) -> bool {
-    bytes.iter().fold(false, |hit, byte| hit | is_control(*byte))
+    text(bytes) < bytes.len()
 }
 
 const DEL: u8 = 0x7f;
 /// Bytes judged at once.
 const BLOCK: usize = 64;
+/// One in every byte of a word.
+const EACH: u64 = 0x0101_0101_0101_0101;
 /// Below this many new bytes a walk is cheaper than a block.
 const SMALL: usize = 8;
 const TCHAR: u8 = 1;

@@ -77,11 +77,7 @@ fn is_unreserved(byte: u8) -> bool {
 
 /// `None` when a byte makes the target ambiguous, else whether one is harmless, but not allowed in a URI.
 fn harmless(target: &[u8]) -> Option<bool> {
-    let plain = target.iter().fold(true, |plain, byte| {
-        let byte = *byte;
-        plain & (byte > b' ') & (byte < 0x7f) & (byte != b'#') & (byte != b'"') & (byte != b'<') & (byte != b'>') & (byte != b'\\')
-    });
-    if plain {
+    if !is_unusual(target) {
         return Some(false);
     }
     let mut query = false;
@@ -99,6 +95,22 @@ fn harmless(target: &[u8]) -> Option<bool> {
     Some(raw)
 }
 
+/// Whether a byte of the target must be looked at by itself.
+fn is_unusual(target: &[u8]) -> bool {
+    let unusual = |byte: &u8| {
+        let byte = *byte;
+        (byte <= b' ') | (byte >= 0x7f) | (byte == b'#') | (byte == b'"') | (byte == b'<') | (byte == b'>') | (byte == b'\\')
+    };
+    let (blocks, tail) = target.as_chunks::<BLOCK>();
+    // The last block overlaps the one before, so that only a short target is walked byte by byte.
+    match target.last_chunk::<BLOCK>() {
+        Some(last) => blocks.iter().chain([last]).any(|block| block.iter().fold(false, |hit, byte| hit | unusual(byte))),
+        None => tail.iter().any(unusual),
+    }
+}
+
+/// Bytes looked at in one go.
+const BLOCK: usize = 16;
 /// Longest name, RFC 3986 §3.2.2.
 const NAME: usize = 255;
 const PORT_DIGITS: usize = 5;

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod limits;
 pub mod problem;
 pub mod profile;
+pub mod reference;
 pub mod schema;
 pub mod secret;
 pub mod server;

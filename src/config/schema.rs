@@ -77,9 +77,10 @@ pub(super) fn expectation(node: &Value) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut texts: Vec<String> = Vec::new();
     for node in alternatives(node) {
-        match choices(node) {
-            Some(choices) => texts.extend(choices),
-            None => words.push(expected_type(node)),
+        match (choices(node), node.get("items")) {
+            (Some(choices), _) => texts.extend(choices),
+            (None, Some(items)) if is_one_or_many(&words, &texts, items) => words.push("a list of such".to_owned()),
+            (None, Some(_) | None) => words.push(expected_type(node)),
         }
     }
     match texts.as_slice() {
@@ -89,6 +90,12 @@ pub(super) fn expectation(node: &Value) -> String {
     }
     words.dedup();
     words.join(", or ")
+}
+
+/// The alternative to a list is one of its elements.
+fn is_one_or_many(words: &[String], texts: &[String], items: &Value) -> bool {
+    let element = expectation(items);
+    words.contains(&element) || (!texts.is_empty() && texts.iter().all(|text| element.contains(text)))
 }
 
 /// Every key that holds a value, as paths; elements of lists of tables are `name.0.key`.

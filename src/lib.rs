@@ -1,9 +1,12 @@
 //! Palisade, the proxy that Puma deserves.
 pub mod accept;
 pub mod audit;
+pub mod cli;
+pub mod config;
 pub mod guard;
 pub mod http;
 pub mod layers;
 pub mod puma;
 pub mod refusal;
+pub mod run;
 pub mod units;

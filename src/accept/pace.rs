@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{ByteRate, Deadline};
 
 /// `[timeouts]` in `proxy.toml`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// TLS handshake and PROXY line, from accept to the end. Default: 5 s.
@@ -40,7 +40,7 @@ pub struct Timeouts {
 }
 
 /// `[rates]` in `proxy.toml`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
     /// Least mean rate of a request body after the grace. Default: 500 B/s.

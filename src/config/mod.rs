@@ -1,0 +1,125 @@
+//! The configuration: what an operator may set, read from every source, checked once, explained on demand.
+//!
+//! Threat: exposure, and every other one that a mistyped limit lets in. An unknown key, a value without its unit, two settings
+//! that contradict each other refuse the start, all of them named at once with place and remedy. After [`Config::load`]
+//! nothing is validated again. No sentence and no listing contains a secret: secrets are files ([`secret`]).
+
+mod check;
+mod cross;
+mod document;
+pub mod explain;
+pub mod limits;
+pub mod problem;
+pub mod profile;
+pub mod reference;
+pub mod schema;
+pub mod secret;
+pub mod server;
+mod source;
+
+use std::path::PathBuf;
+
+use figment::{Figment, providers::Serialized};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    explain::Loaded,
+    problem::{Invalid, Kind, Place, Problem},
+    profile::Profile,
+    source::Inputs,
+};
+use self::{limits::Limits, server::Server, source::Layer};
+use crate::{accept::pace, units::OneOrMany};
+
+/// Everything that `proxy.toml` may say. Each table belongs to the module that obeys it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses to listen on, `":443"` for all of the machine's. Port 443 speaks TLS as soon as there is a certificate, and
+    /// port 80 then redirects to it. `[[listener]]` says more about each.
+    pub listen: OneOrMany<String>,
+    /// Host names that are answered for; others get 421. Empty: every name.
+    pub domains: OneOrMany<String>,
+    /// Root of the application: `config/puma.rb`, error pages and the audit are found under it.
+    pub app: PathBuf,
+    /// Proxies before Palisade whose word on the client counts: addresses, networks, or `"private"`, `"loopback"`.
+    pub trusted_proxies: OneOrMany<String>,
+    /// Settings for a place to stand in, weaker than any other source.
+    pub profile: Profile,
+    /// The process.
+    pub server: Server,
+    /// Deadlines of connections.
+    pub timeouts: pace::Timeouts,
+    /// The least that a transfer must achieve, against clients that trickle.
+    pub rates: pace::Rates,
+    /// How much of anything clients may have.
+    pub limits: Limits,
+    /// What findings about the application's set-up do.
+    pub audit: server::Audit,
+}
+
+impl Config {
+    /// Reads and checks every source. All problems come back at once, in the order of the sources.
+    pub fn load(inputs: &Inputs) -> Result<Loaded, Invalid> {
+        let mut problems = Vec::new();
+        let mut layers = inputs.read(&mut problems);
+        for layer in &mut layers {
+            problems.extend(check::check(layer));
+        }
+        layers.insert(0, profile_layer(&layers)?);
+        let config = merge(&layers)?;
+        let loaded = Loaded::new(config, inputs.clone(), layers);
+        let clear = |problem: &Problem| !problems.iter().any(|known| is_in_one_table(&known.key, &problem.key));
+        let contradictions = cross::check(&loaded).into_iter().filter(clear).collect::<Vec<_>>();
+        problems.extend(contradictions);
+        if problems.is_empty() { Ok(loaded) } else { Err(Invalid(problems)) }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: OneOrMany(vec!["127.0.0.1:8080".to_owned()]),
+            domains: OneOrMany::default(),
+            app: PathBuf::from("."),
+            trusted_proxies: OneOrMany::default(),
+            profile: Profile::default(),
+            server: Server::default(),
+            timeouts: pace::Timeouts::default(),
+            rates: pace::Rates::default(),
+            limits: Limits::default(),
+            audit: server::Audit::default(),
+        }
+    }
+}
+
+fn merge(layers: &[Layer]) -> Result<Config, Invalid> {
+    let built_in = Figment::from(Serialized::defaults(Config::default()));
+    let all = layers.iter().fold(built_in, |all, layer| all.merge(layer));
+    // Each source alone has been read before, so what is left are keys that are only together too few.
+    all.extract().map_err(|error| {
+        let key = error.path.join(".");
+        Invalid(vec![Problem::new(
+            Place::BuiltIn,
+            key,
+            "is not complete when all sources are put together",
+            "write the whole table in one place",
+        )])
+    })
+}
+
+fn profile_layer(layers: &[Layer]) -> Result<Layer, Invalid> {
+    let profile = merge(layers)?.profile;
+    let place = Place::Profile(profile.name());
+    Layer::of_text(profile.settings(), &place).map_err(|bad| Invalid(vec![Problem::new(place, "", bad.why, "")]))
+}
+
+/// A contradiction is not reported where a key of the same table could not be read: it may be due to that alone.
+fn is_in_one_table(one: &str, other: &str) -> bool {
+    let table = |key: &str| key.split('.').next().map(str::to_owned);
+    table(one) == table(other)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! `[server]` and `[audit]`: the process itself.
+
+use std::num::NonZeroU16;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::Deadline;
+
+/// `[server]` in `proxy.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Threads that serve: `"auto"` is one for each core.
+    pub workers: Workers,
+    /// The user to become after binding; empty: stay who we are. Needs to be root at the start.
+    pub user: String,
+    /// Landlock, seccomp and no_new_privs: `"auto"` takes what the kernel offers, `"required"` refuses to start without.
+    pub sandbox: Sandbox,
+    /// How long requests that are under way may take to end after SIGTERM.
+    pub drain: Deadline,
+    /// How long new connections are still accepted after SIGTERM while `/ready` already fails, so that load balancers notice.
+    pub drain_delay: Deadline,
+}
+
+/// A number of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Workers {
+    /// So many.
+    Count(NonZeroU16),
+    /// As many as there are cores.
+    Auto(Auto),
+}
+
+/// The word `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// Palisade finds out.
+    Auto,
+}
+
+/// How much the process gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// Nothing.
+    Off,
+    /// What the kernel lets it give up.
+    #[default]
+    Auto,
+    /// Everything, or no start.
+    Required,
+}
+
+/// `[audit]` in `proxy.toml`.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// What findings about the application do at the start.
+    pub on_start: OnStart,
+    /// From which severity on `"block"` blocks, and `palisade audit` ends with exit code 6.
+    pub fail_on: Severity,
+    /// Findings that are accepted, each with its reason and its end.
+    pub ignore: Vec<Waiver>,
+}
+
+/// What findings do at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStart {
+    /// Do not look.
+    Off,
+    /// Log them.
+    #[default]
+    Warn,
+    /// Refuse to start.
+    Block,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Low,
+    /// Weakens a defence.
+    Medium,
+    /// Opens a way in together with another fault.
+    High,
+    /// Opens a way in.
+    #[default]
+    Critical,
+}
+
+/// A finding that is accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Waiver {
+    /// The id of the check, such as `R09`.
+    pub id: String,
+    /// Why it is accepted.
+    pub reason: String,
+    /// The day on which it counts again, such as `2027-03-31`.
+    pub until: String,
+}
+
+impl Workers {
+    /// The number of threads on this machine; cgroup limits count.
+    pub fn threads(self) -> usize {
+        match self {
+            Workers::Count(count) => usize::from(count.get()),
+            Workers::Auto(Auto::Auto) => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server {
+            workers: Workers::Auto(Auto::Auto),
+            user: String::new(),
+            sandbox: Sandbox::Auto,
+            drain: Deadline::seconds(35),
+            drain_delay: Deadline::seconds(5),
+        }
+    }
+}

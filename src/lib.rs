@@ -7,3 +7,4 @@ pub mod layers;
 pub mod puma;
 pub mod refusal;
 pub mod units;
+pub mod upstream;

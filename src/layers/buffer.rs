@@ -46,3 +46,11 @@ impl Complete {
         (self.slot, self.content)
     }
 }
+
+#[cfg(test)]
+impl Complete {
+    /// As if the layer had made it, for tests of what comes behind it.
+    pub(crate) fn forged(content: Content) -> Self {
+        Complete { content, slot: None }
+    }
+}

@@ -4,6 +4,8 @@ pub mod audit;
 pub mod guard;
 pub mod http;
 pub mod layers;
+pub mod log;
+pub mod metrics;
 pub mod puma;
 pub mod refusal;
 pub mod units;

@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use crate::{accept::client::Client, guard::rule::Rule};
 
@@ -31,6 +31,7 @@ pub struct Notes {
     pub started: Instant,
     /// The same moment by the calendar.
     pub at: SystemTime,
+    id: OnceLock<HeaderValue>,
     complete: AtomicU64,
     admitted: AtomicU64,
     answered: AtomicU64,
@@ -61,6 +62,7 @@ impl Notes {
         Notes {
             started,
             at: SystemTime::now(),
+            id: OnceLock::new(),
             complete: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -85,6 +87,16 @@ impl Notes {
             0 => None,
             micros => Some(Duration::from_micros(micros)),
         }
+    }
+
+    /// Notes the request id (`request_id` does, once); the first one stays.
+    pub fn identify(&self, id: HeaderValue) {
+        self.id.get_or_init(|| id);
+    }
+
+    /// The request id, once it is known; stages further out read it after the answer or the refusal came back.
+    pub fn id(&self) -> Option<&HeaderValue> {
+        self.id.get()
     }
 
     /// Notes the length of the request body.

@@ -1,4 +1,5 @@
 //! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
+pub mod answer;
 pub mod authority;
 pub mod backlog;
 pub mod budget;
@@ -16,6 +17,7 @@ pub mod normalize;
 pub mod outcome;
 pub mod path_policy;
 pub mod percent;
+pub mod record;
 pub mod relay;
 pub mod request_id;
 pub mod request_start;

@@ -45,6 +45,16 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
+/// A value, or `"auto"`: Palisade finds it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Auto<T> {
+    /// Found out at start.
+    #[default]
+    Auto,
+    /// As configured.
+    Value(T),
+}
+
 /// A quantity that cannot be read. Names what was expected, never the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadUnit(&'static str);
@@ -300,6 +310,35 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
 impl<T: Serialize> Serialize for OneOrMany<T> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(s)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Word {
+            Auto,
+        }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either<T> {
+            Word(Word),
+            Value(T),
+        }
+        Ok(match Either::deserialize(d)? {
+            Either::Word(Word::Auto) => Auto::Auto,
+            Either::Value(value) => Auto::Value(value),
+        })
+    }
+}
+
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Auto::Auto => s.serialize_str("auto"),
+            Auto::Value(value) => value.serialize(s),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema as Node, SchemaGenerator, generate::SchemaSett
 use serde_json::{Map, Value};
 
 use super::{Config, document::join};
-use crate::units::{ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate};
+use crate::units::{Auto, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate};
 
 /// The description of the whole configuration, made once.
 pub fn schema() -> &'static Value {
@@ -263,5 +263,20 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     fn json_schema(generator: &mut SchemaGenerator) -> Node {
         let one = generator.subschema_for::<T>();
         json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Auto<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Auto_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Node {
+        let value = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [{ "const": "auto", "description": "Palisade finds it out." }, value] })
     }
 }

@@ -31,6 +31,12 @@ impl Complete {
         }
     }
 
+    /// A body as tests need it.
+    #[cfg(test)]
+    pub(crate) fn for_test(content: Content) -> Self {
+        Complete { content, slot: None }
+    }
+
     /// Where it is.
     pub fn content(&self) -> &Content {
         &self.content

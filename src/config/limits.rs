@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{ByteSize, Rate};
+use crate::{
+    guard,
+    units::{ByteSize, Rate},
+};
 
 /// `[limits]` in `proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +24,14 @@ pub struct Limits {
     pub header_value: ByteSize,
     /// Request target, in bytes. Puma refuses paths above 8 KiB and queries above 10 KiB itself.
     pub uri_bytes: ByteSize,
+    /// One chunk-size line of a chunked request, in bytes. Clients that honestly need more than 20 are not known.
+    pub chunk_line: ByteSize,
+    /// All chunk extensions of one request, in bytes; they are thrown away. Too high: a body of nothing but extensions.
+    pub chunk_extensions: ByteSize,
+    /// Trailer section of a chunked request, in bytes; it is thrown away.
+    pub trailer_bytes: ByteSize,
+    /// Lines of a trailer section.
+    pub trailer_count: u16,
     /// Request body, in bytes; a route may allow more.
     ///
     /// Held in memory up to `buffer.memory_per_request`, beyond it on disk. Too high: few clients can fill `buffer.disk_total`.
@@ -49,6 +60,24 @@ pub struct PerPrefix {
     pub v6_48: u32,
 }
 
+impl Limits {
+    /// What the parser of requests is told. `monitor` notes what can be noted without harm.
+    pub fn guard(&self, monitor: bool) -> guard::Limits {
+        guard::Limits {
+            target: self.uri_bytes.as_usize(),
+            head: self.header_bytes.as_usize(),
+            fields: usize::from(self.header_count),
+            name: self.header_name.as_usize(),
+            value: self.header_value.as_usize(),
+            chunk_line: self.chunk_line.as_usize(),
+            chunk_extensions: self.chunk_extensions.as_usize(),
+            trailer: self.trailer_bytes.as_usize(),
+            trailer_fields: usize::from(self.trailer_count),
+            monitor,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {
@@ -57,6 +86,10 @@ impl Default for Limits {
             header_name: ByteSize(256),
             header_value: ByteSize::kib(16),
             uri_bytes: ByteSize::kib(8),
+            chunk_line: ByteSize(256),
+            chunk_extensions: ByteSize::kib(4),
+            trailer_bytes: ByteSize::kib(8),
+            trailer_count: 32,
             body: ByteSize::mib(64),
             connections: 20_000,
             connections_per_ip: 64,
@@ -77,5 +110,15 @@ const fn per_second(count: u32) -> Rate {
     match std::num::NonZeroU32::new(count) {
         Some(count) => Rate::per_second(count),
         None => Rate::per_second(std::num::NonZeroU32::MIN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_parser() {
+        assert_eq!(Limits::default().guard(false), guard::Limits::default());
     }
 }

@@ -8,6 +8,7 @@ mod check;
 mod cross;
 mod document;
 pub mod explain;
+pub mod headers;
 pub mod limits;
 pub mod problem;
 pub mod profile;
@@ -29,8 +30,12 @@ pub use self::{
     profile::Profile,
     source::Inputs,
 };
-use self::{limits::Limits, server::Server, source::Layer};
-use crate::{accept::pace, units::OneOrMany};
+use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
+use crate::{
+    accept::pace,
+    layers::{host, normalize},
+    units::OneOrMany,
+};
 
 /// Everything that `proxy.toml` may say. Each table belongs to the module that obeys it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +60,12 @@ pub struct Config {
     pub rates: pace::Rates,
     /// How much of anything clients may have.
     pub limits: Limits,
+    /// What a request may look like.
+    pub framing: normalize::Config,
+    /// Which hosts are answered for, besides `domains`.
+    pub host: host::Config,
+    /// Fields that Palisade sets or takes away.
+    pub headers: Headers,
     /// What findings about the application's set-up do.
     pub audit: server::Audit,
 }
@@ -68,12 +79,21 @@ impl Config {
             problems.extend(check::check(layer));
         }
         layers.insert(0, profile_layer(&layers)?);
-        let config = merge(&layers)?;
+        let mut config = merge(&layers)?;
+        config.hand_down();
         let loaded = Loaded::new(config, inputs.clone(), layers);
         let clear = |problem: &Problem| !problems.iter().any(|known| is_in_one_table(&known.key, &problem.key));
         let contradictions = cross::check(&loaded).into_iter().filter(clear).collect::<Vec<_>>();
         problems.extend(contradictions);
         if problems.is_empty() { Ok(loaded) } else { Err(Invalid(problems)) }
+    }
+}
+
+impl Config {
+    /// Tells modules what stands elsewhere in the file.
+    fn hand_down(&mut self) {
+        self.host.domains = self.domains.clone();
+        self.framing.fields = usize::from(self.limits.header_count);
     }
 }
 
@@ -89,6 +109,9 @@ impl Default for Config {
             timeouts: pace::Timeouts::default(),
             rates: pace::Rates::default(),
             limits: Limits::default(),
+            framing: normalize::Config::default(),
+            host: host::Config::default(),
+            headers: Headers::default(),
             audit: server::Audit::default(),
         }
     }

@@ -9,7 +9,11 @@ use schemars::{JsonSchema, Schema as Node, SchemaGenerator, generate::SchemaSett
 use serde_json::{Map, Value};
 
 use super::{Config, document::join};
-use crate::units::{ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate};
+use crate::units::{Auto, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate};
+
+/// Stands for an address or a network, `ipnet::IpNet`, in the description.
+#[derive(Debug)]
+pub struct Network;
 
 /// The description of the whole configuration, made once.
 pub fn schema() -> &'static Value {
@@ -171,6 +175,9 @@ fn expected_type(node: &Value) -> String {
 
 /// The sentence of the quantity whose format this is; the types themselves say it.
 fn quantity(format: &str) -> Option<String> {
+    if format == "network" {
+        return Some("an address or a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"".to_owned());
+    }
     let error = match format {
         "deadline" => "".parse::<Deadline>().err(),
         "size" => "?".parse::<ByteSize>().err(),
@@ -248,6 +255,7 @@ quantity_schema! {
     ByteSize, "ByteSize", { "type": ["string", "integer"], "format": "size", "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?$" };
     Rate, "Rate", { "type": "string", "format": "rate", "pattern": "^[1-9][0-9]*/(s|sec|second|min|m|minute|h|hour|d|day)$" };
     ByteRate, "ByteRate", { "type": "string", "format": "byte-rate", "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?/s$" };
+    Network, "Network", { "type": "string", "format": "network" };
     Mode, "Mode", { "enum": ["enforce", "observe", "off"] };
 }
 
@@ -263,5 +271,20 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     fn json_schema(generator: &mut SchemaGenerator) -> Node {
         let one = generator.subschema_for::<T>();
         json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Auto<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Auto_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Node {
+        let value = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [{ "const": "auto", "description": "Palisade finds it out." }, value] })
     }
 }

@@ -5,14 +5,14 @@ use std::num::NonZeroU16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::Deadline;
+use crate::units::{Auto, Deadline};
 
 /// `[server]` in `proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Threads that serve: `"auto"` is one for each core.
-    pub workers: Workers,
+    pub workers: Auto<NonZeroU16>,
     /// The user to become after binding; empty: stay who we are. Needs to be root at the start.
     pub user: String,
     /// Landlock, seccomp and no_new_privs: `"auto"` takes what the kernel offers, `"required"` refuses to start without.
@@ -21,24 +21,6 @@ pub struct Server {
     pub drain: Deadline,
     /// How long new connections are still accepted after SIGTERM while `/ready` already fails, so that load balancers notice.
     pub drain_delay: Deadline,
-}
-
-/// A number of threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Workers {
-    /// So many.
-    Count(NonZeroU16),
-    /// As many as there are cores.
-    Auto(Auto),
-}
-
-/// The word `auto`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Auto {
-    /// Palisade finds out.
-    Auto,
 }
 
 /// How much the process gives up.
@@ -106,12 +88,12 @@ pub struct Waiver {
     pub until: String,
 }
 
-impl Workers {
+impl Server {
     /// The number of threads on this machine; cgroup limits count.
-    pub fn threads(self) -> usize {
-        match self {
-            Workers::Count(count) => usize::from(count.get()),
-            Workers::Auto(Auto::Auto) => std::thread::available_parallelism().map_or(1, usize::from),
+    pub fn threads(&self) -> usize {
+        match self.workers {
+            Auto::Value(count) => usize::from(count.get()),
+            Auto::Auto => std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 }
@@ -119,7 +101,7 @@ impl Workers {
 impl Default for Server {
     fn default() -> Self {
         Server {
-            workers: Workers::Auto(Auto::Auto),
+            workers: Auto::Auto,
             user: String::new(),
             sandbox: Sandbox::Auto,
             drain: Deadline::seconds(35),

@@ -42,7 +42,7 @@ use super::{
 use crate::{guard::rule::Rule, http::arrival::Arrival, refusal::Refusal};
 
 /// `[canonical]` in `proxy.toml`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// X-Request-Start: when the request was `complete`, when it was first `received`, or `off`. Default: complete.

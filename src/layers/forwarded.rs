@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// `[forwarded]` in `proxy.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// X-Forwarded-For: `replace` with the one address of the client, or `append` to a trusted peer's list. Default: replace.
@@ -40,7 +40,7 @@ pub struct Config {
 }
 
 /// What becomes of X-Forwarded-For.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ForwardedFor {
     /// The client's address and nothing else.

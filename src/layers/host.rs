@@ -26,14 +26,16 @@ use super::{
 use crate::{accept::client::Client, guard::rule::Rule, http::arrival::Arrival, refusal::Refusal, units::OneOrMany};
 
 /// `[host]` in `proxy.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Names that are served; `*.example.com` stands for one label. Default: none, which means any name.
+    /// Names that are served, from `domains`; `*.example.com` stands for one label. Default: none, which means any name.
     ///
     /// Memory: about 100 bytes a name.
+    #[serde(skip)]
     pub domains: OneOrMany<String>,
     /// Networks whose addresses may stand as the host, for health checks by address. Default: none.
+    #[schemars(with = "OneOrMany<crate::config::schema::Network>")]
     pub addresses: OneOrMany<IpNet>,
     /// The host of an HTTP/1.0 request that names none. Default: none: `localhost` as Puma would have it where any name is
     /// served, else 421.

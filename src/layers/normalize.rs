@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// `[framing]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `strict`, or `monitor`, which notes what strict would refuse where the request has one reading all the same.
@@ -51,7 +51,8 @@ pub struct Config {
     pub methods: OneOrMany<String>,
     /// Paths that may be upgraded to WebSocket, with all below them; empty: all. Default: empty.
     pub websocket_paths: OneOrMany<String>,
-    /// Fields of a request after cookies were joined. Default: 100.
+    /// Fields of a request after cookies were joined, from `limits.header_count`. Default: 100.
+    #[serde(skip)]
     pub fields: usize,
 }
 
@@ -70,7 +71,7 @@ impl Default for Config {
 }
 
 /// How much is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Strictness {
     /// Everything that policy does not want.
@@ -80,7 +81,7 @@ pub enum Strictness {
 }
 
 /// What happens to names with an underscore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Underscores {
     /// The field is dropped.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::percent::{Decoder, Utf8};
 
 /// `[framing.path]` in `proxy.toml`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PathPolicy {
     /// `.` and `..` as segments, also as `%2e`: `reject`, `normalize` (RFC 3986 §5.2.4) or `keep`. Default: reject.
@@ -26,7 +26,7 @@ pub struct PathPolicy {
 }
 
 /// What happens to dot segments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DotSegments {
     /// 400.
@@ -38,7 +38,7 @@ pub enum DotSegments {
 }
 
 /// What happens to repeated slashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DoubleSlash {
     /// Passed on.
@@ -48,7 +48,7 @@ pub enum DoubleSlash {
 }
 
 /// Whether something is passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// Passed on.

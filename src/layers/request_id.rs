@@ -20,7 +20,7 @@ use super::outcome::{Amend, Amended};
 use crate::{http::arrival::Arrival, refusal::Refusal};
 
 /// `[request_id]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whether an id that a trusted proxy sends is kept. Default: true.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::http::arrival::{Moment, Notes};
 
 /// The moment that X-Request-Start names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RequestStart {
     /// The last byte of the body had come: a slow sender's time is not the application's queue.

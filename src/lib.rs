@@ -3,6 +3,7 @@ pub mod accept;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod guard;
 pub mod http;
 pub mod layers;

@@ -113,13 +113,16 @@ impl Certificates {
             self.warnings.push(format!("{file}: the certificate is not valid yet; check the clock of this machine"));
         }
         let key = private_key(&config.key_file)?;
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => problem(
-                &config.key_file,
-                format!("this key does not belong to the certificate in {file}"),
-                "use the key that the certificate was requested with",
-            ),
-            _ => problem(&config.key_file, "this kind of key cannot be used", "use an ECDSA P-256 or P-384, Ed25519 or RSA key"),
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
+            if matches!(error, rustls::Error::InconsistentKeys(_)) {
+                problem(
+                    &config.key_file,
+                    format!("this key does not belong to the certificate in {file}"),
+                    "use the key that the certificate was requested with",
+                )
+            } else {
+                problem(&config.key_file, "this kind of key cannot be used", "use an ECDSA P-256 or P-384, Ed25519 or RSA key")
+            }
         })?;
         let key = Arc::new(key);
         self.expiry.push((names.first().cloned().unwrap_or_else(|| file.to_string()), ends));

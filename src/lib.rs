@@ -6,6 +6,8 @@ pub mod config;
 pub mod guard;
 pub mod http;
 pub mod layers;
+pub mod log;
+pub mod metrics;
 pub mod puma;
 pub mod refusal;
 pub mod run;

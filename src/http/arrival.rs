@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
+use http::HeaderValue;
 
 use crate::{accept::client::Client, guard::rule::Rule};
 
@@ -30,6 +31,7 @@ pub struct Notes {
     pub started: Instant,
     /// The same moment by the calendar.
     pub at: SystemTime,
+    id: OnceLock<HeaderValue>,
     complete: AtomicU64,
     admitted: AtomicU64,
     answered: AtomicU64,
@@ -58,6 +60,7 @@ impl Notes {
         Notes {
             started,
             at: SystemTime::now(),
+            id: OnceLock::new(),
             complete: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -80,6 +83,16 @@ impl Notes {
             0 => None,
             micros => Some(Duration::from_micros(micros)),
         }
+    }
+
+    /// Notes the request id (`request_id` does, once); the first one stays.
+    pub fn identify(&self, id: HeaderValue) {
+        self.id.get_or_init(|| id);
+    }
+
+    /// The request id, once it is known; stages further out read it after the answer or the refusal came back.
+    pub fn id(&self) -> Option<&HeaderValue> {
+        self.id.get()
     }
 
     /// Notes the length of the request body.

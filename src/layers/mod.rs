@@ -1,4 +1,5 @@
 //! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
+pub mod answer;
 pub mod authority;
 pub mod buffer;
 pub mod canonical;
@@ -13,6 +14,7 @@ pub mod normalize;
 pub mod outcome;
 pub mod path_policy;
 pub mod percent;
+pub mod record;
 pub mod request_id;
 pub mod request_start;
 pub mod slots;

@@ -12,3 +12,4 @@ pub mod puma;
 pub mod refusal;
 pub mod run;
 pub mod units;
+pub mod upstream;

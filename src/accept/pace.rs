@@ -225,6 +225,15 @@ impl Sweep {
         }
     }
 
+    /// Wakes every connection, so that it looks whether Palisade is draining.
+    pub fn wake_all(&self) {
+        for shard in &self.shards {
+            for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                pulse.waker.wake();
+            }
+        }
+    }
+
     /// Sweeps for ever.
     pub async fn run(self: Arc<Self>) {
         let mut every = tokio::time::interval(TICK);
@@ -245,6 +254,11 @@ impl Beat {
     /// Whether the time is over, by the sweep's clock.
     pub fn is_over(&self) -> bool {
         self.pulse.is_over(self.sweep.now())
+    }
+
+    /// The clock and registry that the pulse belongs to.
+    pub fn clock(&self) -> Arc<Sweep> {
+        Arc::clone(&self.sweep)
     }
 
     /// The pulse, to hand to the parts of a connection.

@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use crate::{accept::client::Client, guard::rule::Rule};
 
@@ -39,6 +39,8 @@ pub struct Notes {
     body: AtomicU64,
     worker: AtomicU32,
     observed: AtomicU64,
+    hinted: AtomicBool,
+    hints: Mutex<Vec<HeaderMap>>,
 }
 
 /// A moment in the life of a request, after its start.
@@ -68,6 +70,8 @@ impl Notes {
             body: AtomicU64::new(0),
             worker: AtomicU32::new(u32::MAX),
             observed: AtomicU64::new(0),
+            hinted: AtomicBool::new(false),
+            hints: Mutex::new(Vec::new()),
         }
     }
 
@@ -120,10 +124,31 @@ impl Notes {
         self.observed.fetch_or(1 << (rule as u8), Relaxed);
     }
 
+    /// Notes the rules whose bits are set, as the guard counts them in mode `monitor`.
+    pub fn observe_all(&self, bits: u64) {
+        if bits != 0 {
+            self.observed.fetch_or(bits, Relaxed);
+        }
+    }
+
     /// The rules that were noted, in the order of [`Rule::ALL`].
     pub fn observed(&self) -> impl Iterator<Item = Rule> {
         let bits = self.observed.load(Relaxed);
         Rule::ALL.into_iter().filter(move |rule| bits & (1 << (*rule as u8)) != 0)
+    }
+
+    /// Leaves the fields of a 103 for the front (RFC 8297); the front runs in the same task and looks after each turn.
+    pub fn hint(&self, fields: HeaderMap) {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner).push(fields);
+        self.hinted.store(true, Relaxed);
+    }
+
+    /// The 103s that came since the last call.
+    pub fn take_hints(&self) -> Vec<HeaderMap> {
+        if !self.hinted.swap(false, Relaxed) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.hints.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn cell(&self, moment: Moment) -> &AtomicU64 {

@@ -86,6 +86,21 @@ impl Canonical {
     }
 }
 
+#[cfg(test)]
+impl Canonical {
+    /// As if the layer had made it, for tests of what comes behind it.
+    pub(crate) fn forged(head: &str, body: Complete) -> Self {
+        let method = head.split(' ').next().unwrap_or_default();
+        Canonical {
+            head_only: method == "HEAD",
+            idempotent: matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS"),
+            upgrade: head.contains("Upgrade: websocket"),
+            head: head.as_bytes().to_vec(),
+            body,
+        }
+    }
+}
+
 /// Makes [`Write`].
 #[derive(Clone, Debug)]
 pub struct CanonicalLayer {

@@ -1,14 +1,292 @@
-//! Unlinked 0600 files for bodies that are larger than memory allows, within the disk budget.
+//! Bodies that are larger than memory allows go to unlinked files of mode 0600, within the disk budget.
+//!
+//! Threat: exhaustion and exposure. A file never has a name (`O_TMPFILE`), so it is gone with its last handle whatever
+//! happens to the process. Reads and writes run on two threads of their own: a sick disk must not block the event loop. A
+//! full disk is a refusal (`buffer_full`), never a crash.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
+
+use bytes::Bytes;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::budget::{Account, Reserved};
+use crate::units::{Auto, ByteSize};
+
+/// `[buffer]` in `proxy.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Bytes of one body that stay in memory; the rest goes to disk. When more than half of `memory_total` is in use, 64 KiB.
+    /// Too low costs disk writes, too high costs memory. Default: 1MiB.
+    pub memory_per_request: ByteSize,
+    /// Bytes of all bodies in memory, both directions. `auto`: a quarter of the cgroup's or machine's memory, at most 256 MiB.
+    /// Default: auto.
+    pub memory_total: Auto<ByteSize>,
+    /// Bytes of all bodies on disk. Default: 8GiB.
+    pub disk_total: ByteSize,
+    /// Part of either total that one client may hold, 0 to 1. Default: 0.25.
+    pub client_share: f64,
+    /// Folder for the unlinked files. Default: `/var/tmp`.
+    pub dir: PathBuf,
+}
+
+/// Memory and disk for bodies, shared by both directions and by all requests.
+#[derive(Debug)]
+pub struct Store {
+    /// Bytes in memory.
+    pub memory: Arc<Account>,
+    /// Bytes on disk.
+    pub disk: Arc<Account>,
+    jobs: mpsc::Sender<Job>,
+}
 
 /// Bytes in an unlinked file; the budget gets them back when it is dropped.
 #[derive(Debug)]
 pub struct Spilled {
+    file: Arc<File>,
     len: u64,
+    store: Arc<Store>,
+    reserved: Reserved,
+}
+
+/// Reads a spilled body from its start.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    spilled: &'a Spilled,
+    at: u64,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            memory_per_request: ByteSize::mib(1),
+            memory_total: Auto::Auto,
+            disk_total: ByteSize::gib(8),
+            client_share: 0.25,
+            dir: PathBuf::from("/var/tmp"),
+        }
+    }
+}
+
+impl Config {
+    /// The limits of memory and disk, and what one client may hold of each.
+    pub fn limits(&self) -> [(u64, u64); 2] {
+        let memory = match self.memory_total {
+            Auto::Value(size) => size.0,
+            Auto::Auto => (available_memory() / 4).clamp(ByteSize::mib(8).0, ByteSize::mib(256).0),
+        };
+        [memory, self.disk_total.0].map(|limit| (limit, (limit as f64 * self.client_share.clamp(0.0, 1.0)) as u64))
+    }
+}
+
+impl Store {
+    /// Starts the two threads that do the reading and writing.
+    pub fn start(config: &Config) -> io::Result<Arc<Self>> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for n in 0..THREADS {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    match job {
+                        Ok(job) => job(),
+                        Err(mpsc::RecvError) => return,
+                    }
+                }
+            })?;
+        }
+        let [(memory, memory_share), (disk, disk_share)] = config.limits();
+        Ok(Arc::new(Store { memory: Account::new(memory, memory_share), disk: Account::new(disk, disk_share), jobs }))
+    }
+
+    /// Follows a new configuration.
+    pub fn resize(&self, config: &Config) {
+        let [(memory, memory_share), (disk, disk_share)] = config.limits();
+        self.memory.resize(memory, memory_share);
+        self.disk.resize(disk, disk_share);
+    }
+
+    /// Runs blocking work on a thread for it.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> oneshot::Receiver<io::Result<T>> {
+        let (done, result) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            drop(done.send(work()));
+        });
+        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+            drop(job);
+        }
+        result
+    }
 }
 
 impl Spilled {
+    /// A file of no bytes yet.
+    pub async fn create(store: &Arc<Store>, dir: &Path, reserved: Reserved) -> io::Result<Self> {
+        let dir = dir.to_owned();
+        let file = finished(store.run(move || unlinked(&dir)).await)?;
+        Ok(Spilled { file: Arc::new(file), len: 0, store: Arc::clone(store), reserved })
+    }
+
+    /// Appends. Fails with `QuotaExceeded` when the disk budget has no room.
+    pub async fn append(&mut self, bytes: Bytes) -> io::Result<()> {
+        if !self.reserved.grow(bytes.len() as u64) {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let (file, at, length) = (Arc::clone(&self.file), self.len, bytes.len() as u64);
+        finished(self.store.run(move || file.write_all_at(&bytes, at)).await)?;
+        self.len = self.len.saturating_add(length);
+        Ok(())
+    }
+
     /// The number of bytes.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Reads from the start, piece by piece, without blocking the caller.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { spilled: self, at: 0 }
+    }
+
+    /// Reads at a place; blocks for as long as the disk takes. For short looks at what was just written.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(into, offset)
+    }
+}
+
+impl Reader<'_> {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let left = self.spilled.len.saturating_sub(self.at);
+        if left == 0 {
+            return Ok(None);
+        }
+        let (file, at) = (Arc::clone(&self.spilled.file), self.at);
+        let size = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
+        let piece = finished(
+            self.spilled
+                .store
+                .run(move || {
+                    let mut piece = vec![0; size];
+                    file.read_exact_at(&mut piece, at)?;
+                    Ok(Bytes::from(piece))
+                })
+                .await,
+        )?;
+        self.at = self.at.saturating_add(piece.len() as u64);
+        Ok(Some(piece))
+    }
+}
+
+/// A new file that has no name.
+pub fn unlinked(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => Ok(File::from(fd)),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => named_then_unlinked(dir),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The result of a job; a job that never ran failed.
+pub fn finished<T>(result: Result<io::Result<T>, oneshot::error::RecvError>) -> io::Result<T> {
+    result.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+}
+
+/// For file systems without `O_TMPFILE`: the name lives for two system calls.
+fn named_then_unlinked(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!(".palisade-{:032x}", fastrand::u128(..)));
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::unlink(&path)?;
+    Ok(File::from(fd))
+}
+
+/// The memory limit of this process's cgroup, or the machine's memory.
+fn available_memory() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let cgroup = read("/sys/fs/cgroup/memory.max").or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .map_or(ByteSize::gib(1).0, |kib| kib.saturating_mul(1024));
+    cgroup.unwrap_or(machine).min(machine)
+}
+
+const THREADS: usize = 2;
+/// Bytes read back at once.
+const PIECE: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(disk: u64) -> (tempfile::TempDir, Config) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { dir: dir.path().to_owned(), disk_total: ByteSize(disk), client_share: 1.0, ..Config::default() };
+        (dir, config)
+    }
+
+    #[tokio::test]
+    async fn what_was_spilled_comes_back_in_order() {
+        let (dir, config) = config(1 << 20);
+        let store = Store::start(&config).unwrap();
+        let mut spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
+        for n in 0..3u8 {
+            spilled.append(Bytes::from(vec![n; 200_000])).await.unwrap();
+        }
+        let mut all = Vec::new();
+        let mut reader = spilled.reader();
+        while let Some(piece) = reader.next().await.unwrap() {
+            all.extend_from_slice(&piece);
+        }
+        assert_eq!(all, [vec![0u8; 200_000], vec![1; 200_000], vec![2; 200_000]].concat());
+        assert_eq!(store.disk.used(), 600_000);
+        drop(spilled);
+        assert_eq!(store.disk.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_spilled_body_has_no_name_and_mode_0600() {
+        use std::os::unix::fs::MetadataExt;
+        let (dir, config) = config(1 << 20);
+        let store = Store::start(&config).unwrap();
+        let spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
+        let meta = spilled.file.metadata().unwrap();
+        assert_eq!((meta.nlink(), meta.mode() & 0o777), (0, 0o600));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_system_without_tmpfile_leaves_no_name_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = named_then_unlinked(dir.path()).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_spent_disk_budget_is_an_error_not_a_crash() {
+        let (dir, config) = config(10);
+        let store = Store::start(&config).unwrap();
+        let mut spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
+        let error = spilled.append(Bytes::from_static(b"eleven bytes")).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
     }
 }

@@ -1,0 +1,100 @@
+//! The body of a request as it arrives, and what an answer's body can do beyond `http_body::Body`.
+//!
+//! Who may make which: the two fronts make [`Received`]; only `layers::buffer` makes `Complete`; only `layers::canonical`
+//! makes `Canonical`.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+
+use crate::{guard::rule::Rule, http::one::reader::Reader, layers::record::End, refusal::Refusal};
+
+/// A request body on its way in.
+#[derive(Debug)]
+pub enum Received {
+    /// The request has none: neither Content-Length nor chunks.
+    None,
+    /// It came together with the head.
+    Whole(Bytes),
+    /// It is read from an HTTP/1 connection.
+    One(Box<Reader>),
+    /// It is read from an HTTP/2 stream.
+    Two(hyper::body::Incoming),
+}
+
+/// An answer's body that can be taken off Puma while its client is not reading.
+pub trait Relay: Body<Data = Bytes, Error = Refusal> {
+    /// Takes in what Puma has sent, as far as the budget allows; registers for more.
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>);
+
+    /// Tells how the exchange ended where the front knows better than the body: a slow reader, a client that went away.
+    fn settle(self: Pin<&mut Self>, end: End);
+}
+
+impl Received {
+    /// Appends what comes next to `into`. False at the end.
+    pub fn poll_append(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<Result<bool, Refusal>> {
+        if let Received::One(reader) = self {
+            return reader.poll_append(cx, into);
+        }
+        loop {
+            match ready!(Pin::new(&mut *self).poll_frame(cx)) {
+                None => return Poll::Ready(Ok(false)),
+                Some(Err(refusal)) => return Poll::Ready(Err(refusal)),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        into.extend_from_slice(data);
+                        return Poll::Ready(Ok(true));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the request declared a body, even an empty one.
+    pub fn is_declared(&self) -> bool {
+        !matches!(self, Received::None)
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = Refusal;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        match self.get_mut() {
+            Received::None => Poll::Ready(None),
+            Received::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Received::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Received::One(reader) => reader.poll_data(cx).map(|next| next.map(|data| data.map(Frame::data))),
+            Received::Two(incoming) => Pin::new(incoming).poll_frame(cx).map(|next| next.map(|frame| frame.map_err(|e| stream_error(&e)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Received::None => true,
+            Received::Whole(bytes) => bytes.is_empty(),
+            Received::One(_) => false,
+            Received::Two(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Received::None => SizeHint::with_exact(0),
+            Received::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Received::One(reader) => reader.size_hint(),
+            Received::Two(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+/// A stream that ends badly is the client going away, unless the library found its length or its fields wrong.
+fn stream_error(error: &hyper::Error) -> Refusal {
+    if error.is_parse() { Refusal::BadFraming(Rule::T14) } else { Refusal::ClientAbort }
+}

@@ -1,0 +1,293 @@
+//! An HTTP/1 connection: read a head, hand the request in, write the answer, and again.
+//!
+//! Threats: slowloris (separate deadlines for the first byte, the head, the body, the reading of the answer and the pause
+//! between requests), exhaustion (no buffer and no request state while idle), smuggling (one request at a time in the order
+//! of arrival; after a framing error nothing is parsed any more). RFC 9112 §9. hyper's HTTP/1 server is not used here:
+//! `docs/decisions/0002-own-http1-driver.md` says why.
+
+pub mod reader;
+mod reply;
+mod request;
+mod response;
+pub mod wire;
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use self::{
+    reader::{Reader, Returned},
+    reply::Sent,
+    request::Arrived,
+    wire::{Ended, Wire},
+};
+use crate::{
+    accept::{Stream, client::Client, pace::Beat},
+    guard::{
+        head::{Framing, HeadScan},
+        rule::Rule,
+    },
+    http::{
+        Site, Sites,
+        arrival::{Arrival, Moment, Notes},
+        body::{Received, Relay},
+        upgrade,
+    },
+    layers::answer,
+    refusal::Refusal,
+};
+
+/// Serves one connection until it ends.
+pub async fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat)
+where
+    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone,
+    B: Relay,
+{
+    let mut wire = Wire::new(stream, beat);
+    let site = sites.current();
+    let mut connection = Connection { stack: site.stack(), sites, site, client, born: wire.beat.now(), served: 0 };
+    std::future::poll_fn(|cx| {
+        wire.beat.wake_by(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
+    loop {
+        let wait = if connection.served == 0 { connection.site.timeouts.header } else { connection.site.timeouts.idle };
+        wire.beat.until(wire.beat.now().saturating_add(wait.as_millis()));
+        if connection.next_bytes(&mut wire).await.is_err() {
+            return wire.close().await;
+        }
+        match Box::pin(connection.exchange(wire)).await {
+            Next::Request(kept) => wire = kept,
+            Next::Linger(wire) => return wire.linger().await,
+            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.site).await,
+            Next::Nothing => return,
+        }
+    }
+}
+
+/// What the connection keeps while it is idle.
+struct Connection<S> {
+    sites: Arc<Sites<S>>,
+    site: Arc<Site<S>>,
+    stack: S,
+    client: Arc<Client>,
+    born: u64,
+    served: u32,
+}
+
+/// What follows an exchange.
+enum Next {
+    /// Another request may come.
+    Request(Wire),
+    /// The last answer is out; close so that it arrives.
+    Linger(Wire),
+    /// The connection belongs to a WebSocket now.
+    Tunnel(Wire, upgrade::FarEnd),
+    /// It is gone.
+    Nothing,
+}
+
+/// The connection during an exchange: here, or with the body that is being read.
+struct Held {
+    wire: Option<Wire>,
+    body: Option<oneshot::Receiver<Returned>>,
+    clean: bool,
+}
+
+impl<S, B> Connection<S>
+where
+    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone,
+    B: Relay,
+{
+    /// Waits for the first byte of a request. Empty lines do not count (RFC 9112 §2.2): the guard will count them.
+    async fn next_bytes(&mut self, wire: &mut Wire) -> Result<(), Ended> {
+        if wire.input.is_empty() {
+            wire.input = BytesMut::new();
+        }
+        while wire.input.iter().all(|b| matches!(b, b'\r' | b'\n')) && wire.input.len() <= EMPTY_LINES {
+            let sites = &self.sites;
+            std::future::poll_fn(|cx| if sites.is_draining() { Poll::Ready(Err(Ended::Over)) } else { wire.poll_fill(cx) }).await?;
+        }
+        Ok(())
+    }
+
+    /// One request and its answer.
+    async fn exchange(&mut self, mut wire: Wire) -> Next {
+        let started = Instant::now();
+        if !self.sites.is_in_force(&self.site) {
+            self.site = self.sites.current();
+            self.stack = self.site.stack();
+        }
+        let arrived = match self.read_head(&mut wire, started).await {
+            Ok(Some(arrived)) => arrived,
+            Ok(None) => return Next::Nothing,
+            Err(refusal) => return self.refuse(wire, started, refusal).await,
+        };
+        self.served = self.served.saturating_add(1);
+        wire.beat.unlimited();
+        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
+        let Some(notes) = parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)) else { return Next::Nothing };
+        let (body, mut held) = self.body(wire, framing, expects_continue);
+        let answer = self.stack.call(Request::from_parts(parts, body));
+        let outcome = held.wait_for(pin!(answer), &notes, is_old).await;
+        let Some(outcome) = outcome else { return Next::Nothing };
+        let Some((mut wire, clean)) = held.take() else { return Next::Nothing };
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(refusal) => return self.refuse(wire, started, refusal).await,
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
+            let (parts, body) = response.into_parts();
+            return match wire.send(response::switching(&parts)).await {
+                Ok(()) => {
+                    drop(body);
+                    Next::Tunnel(wire, far)
+                }
+                Err(_) => Next::Nothing,
+            };
+        }
+        let keep = keep && clean && !wire.has_ended() && self.may_go_on(wire.beat.now()) && !reply::closes(&response);
+        let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
+        match reply::send(&mut wire, response, shape, &self.site.rates, &self.site.timeouts).await {
+            Sent::Whole if keep => Next::Request(wire),
+            Sent::Whole => Next::Linger(wire),
+            Sent::Broken => {
+                wire.abort();
+                Next::Nothing
+            }
+        }
+    }
+
+    async fn read_head(&mut self, wire: &mut Wire, started: Instant) -> Result<Option<Arrived>, Refusal> {
+        wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.header.as_millis()));
+        let mut scan = HeadScan::default();
+        loop {
+            if let Some(arrived) = request::take(wire, &mut scan, &self.site.limits, &self.client, started)? {
+                return Ok(Some(arrived));
+            }
+            match wire.fill().await {
+                Ok(_) => {}
+                Err(Ended::Over) => return Err(Refusal::SlowHeader),
+                Err(Ended::Closed) => return Err(Refusal::BadFraming(Rule::G5)),
+                Err(Ended::Broken) => return Ok(None),
+            }
+        }
+    }
+
+    fn body(&self, mut wire: Wire, framing: Framing, invite: bool) -> (Received, Held) {
+        match framing {
+            Framing::None => (Received::None, Held { wire: Some(wire), body: None, clean: true }),
+            Framing::Length(length) => match usize::try_from(length) {
+                Ok(length) if length <= wire.input.len() => {
+                    let whole = wire.input.split_to(length).freeze();
+                    (Received::Whole(whole), Held { wire: Some(wire), body: None, clean: true })
+                }
+                _ => {
+                    let (reader, home) = Reader::of_length(wire, length, self.site.limits, invite);
+                    (Received::One(Box::new(reader)), Held { wire: None, body: Some(home), clean: false })
+                }
+            },
+            Framing::Chunked => {
+                let (reader, home) = Reader::of_chunks(wire, self.site.limits, invite);
+                (Received::One(Box::new(reader)), Held { wire: None, body: Some(home), clean: false })
+            }
+        }
+    }
+
+    /// Answers a request of which no layer knows, and closes.
+    async fn refuse(&mut self, mut wire: Wire, started: Instant, refusal: Refusal) -> Next {
+        let (method, target) = request::glimpse(&wire.input);
+        self.site.refused(&self.client, started, method, target, refusal);
+        if refusal == Refusal::ClientAbort || wire.beat.is_evicted() {
+            return Next::Nothing;
+        }
+        wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
+        match wire.send(reply::whole(&answer::bare(refusal))).await {
+            Ok(()) => Next::Linger(wire),
+            Err(_) => Next::Nothing,
+        }
+    }
+
+    fn may_go_on(&self, now: u64) -> bool {
+        let timeouts = &self.site.timeouts;
+        let young = now.saturating_sub(self.born) < timeouts.connection_age.as_millis();
+        young && self.served < timeouts.requests && !self.sites.is_draining()
+    }
+}
+
+impl Held {
+    /// Waits for the answer, and meanwhile for the client to go away: a request that Puma has not seen yet is given up then.
+    /// A client may close its sending side and still wait (RFC 9112 §9.5), so an admitted request is carried on.
+    async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, notes: &Notes, is_old: bool) -> Option<F::Output>
+    where
+        F: Future<Output = Result<R, Refusal>>,
+    {
+        let mut hints = wire::Outgoing::default();
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
+                self.come_home(cx);
+                if hints.has_remaining()
+                    && let Some(wire) = &mut self.wire
+                    && wire.poll_send(cx, &mut hints).is_pending()
+                {
+                    self.clean = false;
+                }
+                return Poll::Ready(Some(outcome));
+            }
+            self.come_home(cx);
+            let Some(wire) = &mut self.wire else { return Poll::Pending };
+            if !is_old {
+                for fields in notes.take_hints() {
+                    let mut all = hints.head.to_vec();
+                    all.extend_from_slice(&response::interim(StatusCode::EARLY_HINTS, &fields));
+                    hints.head = Bytes::from(all);
+                }
+                if hints.has_remaining() && matches!(wire.poll_send(cx, &mut hints), Poll::Ready(Err(_))) {
+                    return Poll::Ready(None);
+                }
+            }
+            while wire.input.len() < AHEAD && !wire.has_ended() {
+                match wire.poll_fill(cx) {
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(Ended::Over)) => return Poll::Ready(None),
+                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) if notes.when(Moment::Admitted).is_none() => return Poll::Ready(None),
+                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) | Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn come_home(&mut self, cx: &mut Context<'_>) {
+        if let Some(body) = &mut self.body
+            && let Poll::Ready(returned) = Pin::new(body).poll(cx)
+        {
+            self.body = None;
+            if let Ok(Returned { wire, clean }) = returned {
+                wire.beat.unlimited();
+                self.wire = Some(wire);
+                self.clean = clean;
+            }
+        }
+    }
+
+    fn take(self) -> Option<(Wire, bool)> {
+        self.wire.map(|wire| (wire, self.clean))
+    }
+}
+
+/// Bytes that a client may send ahead while it waits for its answer.
+const AHEAD: usize = 16 * 1024;
+/// Bytes of empty lines that are waited upon as if nothing had come.
+const EMPTY_LINES: usize = 4;

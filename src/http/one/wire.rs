@@ -1,0 +1,230 @@
+//! The two directions of an HTTP/1 connection: bytes that wait to be read, and bytes on their way out.
+//!
+//! Threat: exhaustion. Reads go into one scratch buffer per thread, taken inside `poll` and never held across an await;
+//! only what arrived is copied, so an idle connection holds no buffer. Every wait ends at the connection's [`Beat`].
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::accept::{Stream, pace::Beat};
+
+/// A connection between two of its bytes.
+#[derive(Debug)]
+pub struct Wire {
+    stream: Stream,
+    /// Bytes that arrived and are not yet read by a parser.
+    pub input: BytesMut,
+    /// Until when the connection may go on as it is.
+    pub beat: Beat,
+    ended: bool,
+}
+
+/// Why nothing more can be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The client closed its side in order.
+    Closed,
+    /// The connection broke.
+    Broken,
+    /// The deadline passed, or the connection was chosen to make room.
+    Over,
+}
+
+impl Wire {
+    /// A connection of which nothing has been read.
+    pub fn new(stream: Stream, beat: Beat) -> Self {
+        Wire { stream, input: BytesMut::new(), beat, ended: false }
+    }
+
+    /// The client has closed its side.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Reads once and appends what came. Ready with the number of new bytes, never zero.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Ended>> {
+        if self.ended {
+            return Poll::Ready(Err(Ended::Closed));
+        }
+        let (stream, input) = (&mut self.stream, &mut self.input);
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let mut into = ReadBuf::new(scratch);
+            ready!(Pin::new(stream).poll_read(cx, &mut into))?;
+            input.extend_from_slice(into.filled());
+            Poll::Ready(io::Result::Ok(into.filled().len()))
+        });
+        match read {
+            Poll::Ready(Ok(0)) => {
+                self.ended = true;
+                Poll::Ready(Err(Ended::Closed))
+            }
+            Poll::Ready(Ok(n)) => {
+                self.beat.advance(1);
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(_)) => {
+                self.ended = true;
+                Poll::Ready(Err(Ended::Broken))
+            }
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Reads at most `most` bytes straight to the end of `into`, whose room grows with what has come so far: a declared
+    /// length costs no memory before its bytes are here.
+    pub fn poll_fill_into(&mut self, cx: &mut Context<'_>, into: &mut BytesMut, most: usize) -> Poll<Result<usize, Ended>> {
+        if self.ended {
+            return Poll::Ready(Err(Ended::Closed));
+        }
+        if into.capacity() == into.len() {
+            into.reserve(into.len().clamp(FIRST_ROOM, MOST_ROOM).min(most));
+        }
+        let mut limited = into.limit(most);
+        match pin!(self.stream.read_buf(&mut limited)).poll(cx) {
+            Poll::Ready(Ok(0)) => {
+                self.ended = true;
+                Poll::Ready(Err(Ended::Closed))
+            }
+            Poll::Ready(Ok(n)) => {
+                self.beat.advance(1);
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(_)) => {
+                self.ended = true;
+                Poll::Ready(Err(Ended::Broken))
+            }
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Waits for more bytes.
+    pub async fn fill(&mut self) -> Result<usize, Ended> {
+        std::future::poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
+    /// Writes from `out` until it is empty.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, out: &mut Outgoing) -> Poll<Result<(), Ended>> {
+        while out.has_remaining() {
+            let wrote = if out.head.has_remaining() && out.data.has_remaining() {
+                let slices = [io::IoSlice::new(&out.head), io::IoSlice::new(&out.data)];
+                Pin::new(&mut self.stream).poll_write_vectored(cx, &slices)
+            } else if out.head.has_remaining() {
+                Pin::new(&mut self.stream).poll_write(cx, &out.head)
+            } else {
+                Pin::new(&mut self.stream).poll_write(cx, &out.data)
+            };
+            match wrote {
+                Poll::Ready(Ok(n)) if n > 0 => out.advance(n),
+                Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
+                Poll::Pending if self.beat.is_over() => return Poll::Ready(Err(Ended::Over)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes once; ready with how much left.
+    pub fn poll_send_some(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Ended>> {
+        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+            Poll::Ready(_) => Poll::Ready(Err(Ended::Broken)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Hands bytes that the TLS layer still holds to the socket.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Sends a few bytes of our own, such as `100 Continue`.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Ended> {
+        let mut out = Outgoing { head: bytes, data: Bytes::new() };
+        std::future::poll_fn(|cx| self.poll_send(cx, &mut out)).await?;
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Lingering close (RFC 9112 §9.6): says that nothing more will come, then reads away what is still on its way, so that
+    /// unread bytes do not turn the last answer into a reset. Bounded in bytes and in time (by the beat).
+    pub async fn linger(mut self) {
+        if std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.is_err() {
+            return;
+        }
+        let mut left = LINGER;
+        while left > 0 {
+            self.input.clear();
+            match self.fill().await {
+                Ok(n) => left = left.saturating_sub(n),
+                Err(Ended::Closed | Ended::Broken | Ended::Over) => return,
+            }
+        }
+    }
+
+    /// Ends the connection by a reset, so that the client cannot take a broken answer for a whole one.
+    pub fn abort(self) {
+        self.stream.reset();
+    }
+
+    /// Closes in order where nothing can be in flight any more.
+    pub async fn close(mut self) {
+        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.ok();
+    }
+
+    /// Gives the connection away: its stream and the bytes read ahead.
+    pub fn into_parts(self) -> (Stream, Bytes, Beat) {
+        (self.stream, self.input.freeze(), self.beat)
+    }
+}
+
+/// Up to two pieces of bytes on their way out; a head and the first data leave in one system call.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// Bytes that go first.
+    pub head: Bytes,
+    /// Bytes that follow.
+    pub data: Bytes,
+}
+
+impl Outgoing {
+    /// Whether bytes are left.
+    pub fn has_remaining(&self) -> bool {
+        !self.head.is_empty() || !self.data.is_empty()
+    }
+
+    /// How many bytes are left.
+    pub fn len(&self) -> usize {
+        self.head.len().saturating_add(self.data.len())
+    }
+
+    fn advance(&mut self, n: usize) {
+        let first = n.min(self.head.len());
+        self.head.advance(first);
+        self.data.advance(n.saturating_sub(first).min(self.data.len()));
+    }
+}
+
+const SCRATCH_SIZE: usize = 32 * 1024;
+/// Room for the first piece of a body that is read to its place.
+const FIRST_ROOM: usize = 4 * 1024;
+/// The largest step by which that room grows.
+const MOST_ROOM: usize = 256 * 1024;
+/// Bytes read away after the last answer; beyond it the client gets a reset.
+const LINGER: usize = 256 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());
+}

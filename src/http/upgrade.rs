@@ -1,0 +1,133 @@
+//! WebSocket tunnels: after a 101 the bytes of both sides are passed on unread.
+//!
+//! Threat: exhaustion. A tunnel holds its client's connection permit and a lane of its own, no thread of Puma; it ends when
+//! neither side has sent a byte for `[upgrade] idle`, and when Palisade drains. RFC 9110 §7.8, RFC 6455.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Site, one::wire::Wire};
+use crate::{accept::pace::Beat, units::Deadline};
+
+/// Puma's end of a tunnel, as an extension of the 101.
+#[derive(Clone)]
+pub struct FarEnd(Arc<Mutex<Option<Far>>>);
+
+/// Puma's end: the stream, what it sent behind its 101, and what is counted as long as it lives.
+pub struct Far {
+    /// The stream to Puma.
+    pub stream: Pin<Box<dyn Duplex>>,
+    /// Bytes that came with the 101.
+    pub early: Bytes,
+    /// The place in the lane of upgrades.
+    pub place: Box<dyn std::any::Any + Send>,
+}
+
+/// Anything that can be read and written.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+impl FarEnd {
+    /// Puma's end, to be taken once.
+    pub fn new(far: Far) -> Self {
+        FarEnd(Arc::new(Mutex::new(Some(far))))
+    }
+
+    /// Takes it.
+    pub fn take(&self) -> Option<Far> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl std::fmt::Debug for FarEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FarEnd")
+    }
+}
+
+/// Passes bytes between an HTTP/1 client and Puma until one side ends.
+pub async fn tunnel<S>(wire: Wire, far: FarEnd, site: &Site<S>) {
+    let Some(far) = far.take() else { return };
+    let (stream, read_ahead, beat) = wire.into_parts();
+    between(Box::pin(stream), read_ahead, far, beat, site.tunnel_idle).await;
+}
+
+/// Passes bytes between any client stream and Puma until both have closed, or for too long neither has sent a byte.
+pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, idle: Deadline) {
+    let mut upward = Pipe::new(read_ahead);
+    let mut downward = Pipe::new(far.early);
+    let (mut client, mut puma) = (client, far.stream);
+    let place = far.place;
+    beat.until(beat.now().saturating_add(idle.as_millis()));
+    std::future::poll_fn(|cx| {
+        beat.wake_by(cx.waker());
+        let up = upward.poll(cx, client.as_mut(), puma.as_mut());
+        let down = downward.poll(cx, puma.as_mut(), client.as_mut());
+        if upward.took_moved() | downward.took_moved() {
+            beat.until(beat.now().saturating_add(idle.as_millis()));
+        }
+        match (up, down) {
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) | (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
+            _ if beat.is_over() => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    drop(place);
+}
+
+/// One direction.
+struct Pipe {
+    pending: BytesMut,
+    moved: bool,
+    ended: bool,
+    closed: bool,
+}
+
+impl Pipe {
+    fn new(first: Bytes) -> Self {
+        Pipe { pending: BytesMut::from(&first[..]), moved: false, ended: false, closed: false }
+    }
+
+    fn took_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, mut from: Pin<&mut dyn Duplex>, mut to: Pin<&mut dyn Duplex>) -> Poll<Result<(), ()>> {
+        loop {
+            while !self.pending.is_empty() {
+                match ready!(to.as_mut().poll_write(cx, &self.pending)) {
+                    Ok(n) if n > 0 => self.pending.advance(n.min(self.pending.len())),
+                    Ok(_) | Err(_) => return Poll::Ready(Err(())),
+                }
+                self.moved = true;
+            }
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                return to.as_mut().poll_shutdown(cx).map(|done| {
+                    self.closed = true;
+                    done.map_err(|_| ())
+                });
+            }
+            self.pending = BytesMut::new();
+            let mut space = [0u8; PIECE];
+            let mut into = ReadBuf::new(&mut space);
+            if from.as_mut().poll_read(cx, &mut into)?.is_pending() {
+                ready!(to.as_mut().poll_flush(cx)).map_err(|_| ())?;
+                return Poll::Pending;
+            }
+            self.ended = into.filled().is_empty();
+            self.pending.extend_from_slice(into.filled());
+        }
+    }
+}
+
+const PIECE: usize = 8 * 1024;

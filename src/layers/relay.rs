@@ -1,0 +1,315 @@
+//! Takes an answer off Puma as fast as Puma can write it, whatever the client does.
+//!
+//! Threat: slowloris by slow reading, which stops Puma with one client a thread (measured on 5.6 to 8.0; puma/puma#3110). It
+//! stands outside `in_flight`: when the last byte has come from Puma, Puma's thread is free, and what the client has not yet
+//! taken waits in an unlinked file within the budget. When the budget is spent there is back-pressure, and the minimum rate
+//! of the client decides. Answers that come at once, and streams whose client keeps up, pass without a detour.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::mpsc;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    backlog::Backlog,
+    record::End,
+    spill::{Config, Store},
+};
+use crate::{
+    accept::client::ClientKey,
+    http::{arrival::Arrival, body::Relay as RelayBody},
+    refusal::Refusal,
+};
+
+/// Makes [`Relay`]s.
+#[derive(Clone, Debug)]
+pub struct RelayLayer {
+    store: Arc<Store>,
+    config: Arc<Config>,
+}
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Relay<S> {
+    inner: S,
+    layer: RelayLayer,
+}
+
+/// An answer's body on its way from Puma to the client.
+#[derive(Debug)]
+pub enum Relayed<B> {
+    /// It was complete at once.
+    Whole(Option<Bytes>),
+    /// The front takes in what comes while it writes.
+    Live(Box<Absorber<B>>),
+    /// A task takes in what comes, as HTTP/2 asks for data only when the client has room.
+    Pumped {
+        /// Pieces, one at a time.
+        pieces: mpsc::Receiver<Result<Bytes, Refusal>>,
+        /// Bytes to come, where that is known.
+        left: Option<u64>,
+    },
+}
+
+/// What has come from Puma and not yet gone to the client.
+#[derive(Debug)]
+pub struct Absorber<B> {
+    inner: Option<B>,
+    left: Option<u64>,
+    queue: VecDeque<Bytes>,
+    queued: usize,
+    backlog: Option<Backlog>,
+    failed: Option<Refusal>,
+    client: ClientKey,
+    layer: RelayLayer,
+}
+
+impl RelayLayer {
+    /// A layer that keeps what clients have not yet taken in `store`.
+    pub fn new(store: Arc<Store>, config: Config) -> Self {
+        RelayLayer { store, config: Arc::new(config) }
+    }
+}
+
+impl<S> Layer<S> for RelayLayer {
+    type Service = Relay<S>;
+    fn layer(&self, inner: S) -> Relay<S> {
+        Relay { inner, layer: self.clone() }
+    }
+}
+
+impl<S, A, B> Service<Request<A>> for Relay<S>
+where
+    S: Service<Request<A>, Response = Response<B>, Error = Refusal>,
+    B: Body<Data = Bytes, Error = Refusal> + Unpin + Send + 'static,
+{
+    type Response = Response<Relayed<B>>;
+    type Error = Refusal;
+    type Future = Relaying<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let client = request.extensions().get::<Arrival>().map(|arrival| ClientKey::of(arrival.client.ip));
+        let is_pumped = request.version() == Version::HTTP_2;
+        Relaying { future: self.inner.call(request), layer: self.layer.clone(), client, is_pumped }
+    }
+}
+
+pin_project! {
+    /// An answer that is awaited.
+    pub struct Relaying<F> {
+        #[pin]
+        future: F,
+        layer: RelayLayer,
+        client: Option<ClientKey>,
+        is_pumped: bool,
+    }
+}
+
+impl<F, B> Future for Relaying<F>
+where
+    F: Future<Output = Result<Response<B>, Refusal>>,
+    B: Body<Data = Bytes, Error = Refusal> + Unpin + Send + 'static,
+{
+    type Output = Result<Response<Relayed<B>>, Refusal>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (parts, mut body) = ready!(this.future.poll(cx))?.into_parts();
+        let left = body.size_hint().exact();
+        let first = match Pin::new(&mut body).poll_frame(cx) {
+            Poll::Ready(None) => return Poll::Ready(Ok(Response::from_parts(parts, Relayed::Whole(None)))),
+            Poll::Ready(Some(Err(refusal))) => return Poll::Ready(Err(refusal)),
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            Poll::Pending => None,
+        };
+        if body.is_end_stream() {
+            return Poll::Ready(Ok(Response::from_parts(parts, Relayed::Whole(first))));
+        }
+        let queue: VecDeque<Bytes> = first.into_iter().filter(|bytes| !bytes.is_empty()).collect();
+        let absorber = Absorber {
+            inner: Some(body),
+            left,
+            queued: queue.iter().map(Bytes::len).sum(),
+            queue,
+            backlog: None,
+            failed: None,
+            client: this.client.unwrap_or(ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into())),
+            layer: this.layer.clone(),
+        };
+        let relayed = if *this.is_pumped {
+            let (out, pieces) = mpsc::channel(1);
+            tokio::spawn(pump(absorber, out));
+            Relayed::Pumped { pieces, left }
+        } else {
+            Relayed::Live(Box::new(absorber))
+        };
+        Poll::Ready(Ok(Response::from_parts(parts, relayed)))
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
+    /// Takes in what Puma has sent, as far as there is room for it.
+    fn poll_absorb(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if let Some(backlog) = &mut self.backlog
+                && backlog.poll_settled(cx).is_pending()
+            {
+                return;
+            }
+            let Some(inner) = &mut self.inner else {
+                if let Some(backlog) = &mut self.backlog {
+                    backlog.put_away();
+                }
+                return;
+            };
+            if self.backlog.is_none() && self.queued >= IN_MEMORY {
+                self.backlog = Some(Backlog::new(Arc::clone(&self.layer.store), self.layer.config.dir.clone(), self.client));
+            }
+            if self.backlog.as_ref().is_some_and(|backlog| !backlog.has_room()) {
+                return;
+            }
+            match Pin::new(inner).poll_frame(cx) {
+                Poll::Pending => return,
+                Poll::Ready(None) => self.inner = None,
+                Poll::Ready(Some(Err(refusal))) => {
+                    self.inner = None;
+                    self.failed = Some(refusal);
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    match &mut self.backlog {
+                        Some(backlog) => backlog.add(&data),
+                        None => {
+                            self.queued = self.queued.saturating_add(data.len());
+                            self.queue.push_back(data);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next piece for the client.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if let Some(piece) = self.queue.pop_front() {
+            self.queued = self.queued.saturating_sub(piece.len());
+            return self.gone(piece);
+        }
+        if let Some(backlog) = &mut self.backlog {
+            match ready!(backlog.poll_take(cx)) {
+                Ok(Some(piece)) => return self.gone(piece),
+                Ok(None) => self.backlog = None,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(self.failed.take().map(Err));
+        };
+        match ready!(Pin::new(inner).poll_frame(cx)) {
+            None => {
+                self.inner = None;
+                Poll::Ready(None)
+            }
+            Some(Err(refusal)) => {
+                self.inner = None;
+                Poll::Ready(Some(Err(refusal)))
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => self.gone(piece),
+                Err(_) => self.gone(Bytes::new()),
+            },
+        }
+    }
+
+    fn gone(&mut self, piece: Bytes) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(piece.len() as u64);
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+/// Absorbs until the client's stream has room for a piece, hands it over, and again.
+async fn pump<B: Body<Data = Bytes, Error = Refusal> + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) {
+    loop {
+        let mut room = std::pin::pin!(out.reserve());
+        let room = std::future::poll_fn(|cx| {
+            absorber.poll_absorb(cx);
+            room.as_mut().poll(cx)
+        });
+        let Ok(room) = room.await else { return };
+        let mut gone = std::pin::pin!(out.closed());
+        let piece = std::future::poll_fn(|cx| match gone.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => absorber.poll_piece(cx),
+        });
+        match piece.await {
+            Some(piece) => room.send(piece),
+            None => return,
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Body for Relayed<B> {
+    type Data = Bytes;
+    type Error = Refusal;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        let piece = match self.get_mut() {
+            Relayed::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Relayed::Live(absorber) => ready!(absorber.poll_piece(cx)),
+            Relayed::Pumped { pieces, left } => {
+                let piece = ready!(pieces.poll_recv(cx));
+                if let (Some(left), Some(Ok(bytes))) = (left, &piece) {
+                    *left = left.saturating_sub(bytes.len() as u64);
+                }
+                piece
+            }
+        };
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Relayed::Whole(bytes) => bytes.is_none(),
+            Relayed::Live(absorber) => absorber.inner.is_none() && absorber.queue.is_empty() && absorber.backlog.is_none() && absorber.failed.is_none(),
+            Relayed::Pumped { left, .. } => *left == Some(0),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Relayed::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Relayed::Live(absorber) => absorber.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Relayed::Pumped { left, .. } => left.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> RelayBody for Relayed<B> {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        match self.get_mut() {
+            Relayed::Live(absorber) => absorber.poll_absorb(cx),
+            Relayed::Whole(_) | Relayed::Pumped { .. } => {}
+        }
+    }
+
+    fn settle(self: Pin<&mut Self>, _: End) {}
+}
+
+/// Bytes of an answer that wait in memory before a file takes the rest.
+const IN_MEMORY: usize = 64 * 1024;

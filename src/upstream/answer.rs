@@ -1,0 +1,276 @@
+//! The body of Puma's answer, read by the strict rules. What ends too early is an error, never a clean end (RFC 9112 §8).
+//!
+//! Threat: smuggling and exhaustion. The slot and the connection are held here until Puma's last byte and not a moment
+//! longer; bytes behind the answer cost the connection.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+use crate::{
+    guard::{self, answer::AnswerFraming, chunked::Chunked, rule::Rule},
+    http::arrival::{Moment, Notes},
+    refusal::Refusal,
+    upstream::{connect::Stream, sweep::Watch, turn::Turn},
+};
+
+/// The body of an answer.
+#[derive(Debug)]
+pub struct Answer {
+    kind: Kind,
+    stream: bool,
+    declared: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Nothing (any more).
+    Empty,
+    /// All of it came with the head.
+    Whole(Bytes),
+    /// Puma is still writing.
+    Streaming(Box<Streaming>),
+}
+
+/// What is needed to read the rest of a body.
+#[derive(Debug)]
+pub(super) struct Streaming {
+    pub(super) turn: Turn,
+    /// Read, but not yet judged.
+    pub(super) buffer: BytesMut,
+    pub(super) framing: Framing,
+    pub(super) watch: Watch,
+    /// Longest silence.
+    pub(super) patience: Duration,
+    /// The connection may carry another request if this answer ends as it should.
+    pub(super) reusable: bool,
+    pub(super) notes: Option<Arc<Notes>>,
+    /// Judged, but not yet given out.
+    pub(super) pending: Bytes,
+}
+
+/// Where the body ends.
+#[derive(Debug)]
+pub(super) enum Framing {
+    /// After so many more bytes.
+    Length(u64),
+    /// After the last chunk.
+    Chunked(Chunked),
+    /// Where Puma closes.
+    UntilClose,
+}
+
+/// What the buffer holds.
+enum Step {
+    /// Nothing that could be given out.
+    More,
+    /// A part of the body.
+    Data(Bytes),
+    /// Its last part, which may be empty.
+    Last(Bytes),
+}
+
+impl Answer {
+    /// Nothing follows the head. To HEAD, `declared` is the length that GET would have.
+    pub(super) fn empty(declared: Option<u64>) -> Self {
+        Answer { kind: Kind::Empty, stream: false, declared }
+    }
+
+    /// The body behind a head, from what came with the head and whatever is still to come.
+    pub(super) fn new(mut body: Streaming, stream: bool) -> Result<Self, Refusal> {
+        let kind = match body.step()? {
+            Step::Last(bytes) => Kind::Whole(bytes),
+            Step::Data(bytes) => {
+                body.pending = bytes;
+                Kind::Streaming(Box::new(body))
+            }
+            Step::More => Kind::Streaming(Box::new(body)),
+        };
+        Ok(Answer { kind, stream, declared: None })
+    }
+
+    /// To be passed on as it comes: an event stream, an answer without a known end, or one that asks for it.
+    pub fn is_stream(&self) -> bool {
+        self.stream
+    }
+
+    /// Content-Length of an answer to HEAD.
+    pub fn declared_length(&self) -> Option<u64> {
+        self.declared
+    }
+}
+
+impl From<AnswerFraming> for Framing {
+    fn from(framing: AnswerFraming) -> Self {
+        match framing {
+            AnswerFraming::None => Framing::Length(0),
+            AnswerFraming::Length(length) => Framing::Length(length),
+            AnswerFraming::Chunked => Framing::Chunked(Chunked::new()),
+            AnswerFraming::UntilClose => Framing::UntilClose,
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Refusal;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        let (next, end) = match &mut self.kind {
+            Kind::Empty => return Poll::Ready(None),
+            Kind::Whole(bytes) => (Ok(std::mem::take(bytes)), true),
+            Kind::Streaming(body) => match ready!(body.poll_step(cx)) {
+                Ok(Step::Last(bytes)) => (Ok(bytes), true),
+                Ok(Step::Data(bytes)) => (Ok(bytes), false),
+                Ok(Step::More) => (Ok(Bytes::new()), false),
+                Err(refusal) => (Err(refusal), true),
+            },
+        };
+        if end {
+            self.kind = Kind::Empty;
+        }
+        Poll::Ready(match next {
+            Ok(bytes) if bytes.is_empty() => None,
+            Ok(bytes) => Some(Ok(Frame::data(bytes))),
+            Err(refusal) => Some(Err(refusal)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Whole(bytes) => bytes.is_empty(),
+            Kind::Streaming(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Streaming(body) => match &body.framing {
+                Framing::Length(left) => SizeHint::with_exact(left.saturating_add(body.pending.len() as u64)),
+                Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl Streaming {
+    /// The next part; never [`Step::More`].
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Refusal>> {
+        if !self.pending.is_empty() {
+            return Poll::Ready(Ok(Step::Data(std::mem::take(&mut self.pending))));
+        }
+        loop {
+            match self.step()? {
+                Step::More => {}
+                step @ (Step::Data(_) | Step::Last(_)) => return Poll::Ready(Ok(step)),
+            }
+            let Ok(stream) = self.turn.stream() else { return Poll::Ready(Err(Refusal::UpstreamReset)) };
+            let read = match self.framing {
+                Framing::Length(left) => poll_read_up_to(stream, cx, &mut self.buffer, left),
+                Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer),
+            };
+            match read {
+                Poll::Pending if self.watch.is_due(cx) => return Poll::Ready(Err(Refusal::UpstreamTimeout)),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0)) if matches!(self.framing, Framing::UntilClose) => {
+                    self.finish(false);
+                    return Poll::Ready(Ok(Step::Last(Bytes::new())));
+                }
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.turn.ended();
+                    return Poll::Ready(Err(Refusal::UpstreamReset));
+                }
+                Poll::Ready(Ok(_)) => self.watch.extend(self.patience),
+            }
+        }
+    }
+
+    /// Judges what was read. At the last byte the thread is given back, before anybody has taken that byte from here.
+    fn step(&mut self) -> Result<Step, Refusal> {
+        let mut done = false;
+        let data = match &mut self.framing {
+            Framing::Length(left) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
+                *left = left.saturating_sub(here as u64);
+                done = *left == 0;
+                self.buffer.split_to(here).freeze()
+            }
+            Framing::Chunked(chunks) => {
+                let mut data = BytesMut::new();
+                while !done && !self.buffer.is_empty() {
+                    let piece = chunks.advance(&self.buffer, &guard::Limits::default()).map_err(|_| Refusal::UpstreamBad(Rule::P4))?;
+                    data.extend_from_slice(self.buffer.get(piece.data).unwrap_or_default());
+                    done = piece.done;
+                    drop(self.buffer.split_to(piece.consumed.min(self.buffer.len())));
+                    if piece.consumed == 0 {
+                        break;
+                    }
+                }
+                data.freeze()
+            }
+            Framing::UntilClose => self.buffer.split().freeze(),
+        };
+        if done {
+            self.finish(self.reusable && self.buffer.is_empty());
+            return Ok(Step::Last(data));
+        }
+        Ok(if data.is_empty() { Step::More } else { Step::Data(data) })
+    }
+
+    fn finish(&mut self, reusable: bool) {
+        if let Some(notes) = &self.notes {
+            notes.mark(Moment::Finished);
+        }
+        self.turn.finish(reusable);
+    }
+}
+
+/// Reads what is there by way of this thread's scratch buffer, so that a connection that waits holds none.
+pub(super) fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut read = ReadBuf::new(scratch);
+        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        into.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+}
+
+/// Reads a part of a long body straight to where it stays; memory is taken only when there is something to read.
+fn poll_read_up_to(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut, most: u64) -> Poll<io::Result<usize>> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIECE);
+    if most <= SCRATCH_SIZE / 4 {
+        // Surplus bytes then come along and show themselves.
+        return poll_read(stream, cx, into);
+    }
+    ready!(stream.poll_read_ready(cx))?;
+    let mut piece = BytesMut::with_capacity(most);
+    let read = ready!(pin!(stream.read_buf(&mut (&mut piece).limit(most))).poll(cx))?;
+    if read < most / 4 {
+        into.extend_from_slice(&piece);
+    } else {
+        into.unsplit(piece);
+    }
+    Poll::Ready(Ok(read))
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());
+}
+
+/// Large enough for nearly every head with its body.
+const SCRATCH_SIZE: usize = 32 * 1024;
+/// Most that is read of a long body in one call.
+const PIECE: usize = 64 * 1024;

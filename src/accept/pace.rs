@@ -6,6 +6,7 @@
 //! and finds the connection with the least progress when slots run out.
 
 use std::{
+    collections::BinaryHeap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -89,6 +90,15 @@ pub struct Beat {
     slot: usize,
 }
 
+/// A connection that may have to go: without a deadline or with one, its progress, its deadline.
+type Rank = (bool, u64, Millis);
+
+#[derive(Debug)]
+struct Candidate {
+    rank: Rank,
+    pulse: Arc<Pulse>,
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
@@ -147,6 +157,11 @@ impl Pulse {
         self.progress.fetch_add(by, Relaxed);
     }
 
+    fn rank(&self) -> Rank {
+        let deadline = self.deadline.load(Relaxed);
+        (deadline == u64::MAX, self.progress.load(Relaxed), deadline)
+    }
+
     /// Whether the deadline has passed or the connection was chosen to go.
     pub fn is_over(&self, now: Millis) -> bool {
         self.deadline.load(Relaxed) <= now || self.evicted.load(Relaxed)
@@ -160,6 +175,26 @@ impl Pulse {
     /// Wakes this task when the time is over. The task's waker stays the same for its life, so once is enough.
     pub fn wake_by(&self, waker: &Waker) {
         self.waker.register(waker);
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.rank.cmp(&other.rank)
     }
 }
 
@@ -205,24 +240,37 @@ impl Sweep {
 
     /// Drops the connection that has made the least progress so far, if one has made less than `below`.
     pub fn evict_least(&self, below: u64) -> bool {
-        let mut least: Option<(u64, Arc<Pulse>)> = None;
+        self.evict(below, 1) > 0
+    }
+
+    /// Drops up to `most` connections that have made less progress than `below`, in one pass; says how many it dropped.
+    ///
+    /// The least progress goes first. Among equals the one nearest to its deadline goes, which has been silent for longest, so
+    /// that an attacker's idle connections go before a newcomer that has had no time to speak; and those that wait for Palisade
+    /// or Puma, which have no deadline, go last.
+    pub fn evict(&self, below: u64, most: usize) -> usize {
+        let mut least: BinaryHeap<Candidate> = BinaryHeap::new();
         for shard in &self.shards {
             for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                let progress = pulse.progress.load(Relaxed);
-                let is_less = least.as_ref().is_none_or(|(l, _)| progress < *l);
-                if progress < below && is_less && !pulse.evicted.load(Relaxed) {
-                    least = Some((progress, Arc::clone(pulse)));
+                let rank = pulse.rank();
+                let is_less = least.len() < most || least.peek().is_some_and(|worst| rank < worst.rank);
+                if rank.1 < below && is_less && !pulse.evicted.load(Relaxed) {
+                    least.push(Candidate { rank, pulse: Arc::clone(pulse) });
+                    if least.len() > most {
+                        least.pop();
+                    }
                 }
             }
         }
-        match least {
-            Some((_, pulse)) => {
-                pulse.evicted.store(true, Relaxed);
-                pulse.waker.wake();
-                true
+        let mut dropped = 0usize;
+        for Candidate { pulse, .. } in least {
+            // Two passes may run at once and choose the same connection; it makes room for one.
+            if !pulse.evicted.swap(true, Relaxed) {
+                dropped = dropped.saturating_add(1);
             }
-            None => false,
+            pulse.waker.wake();
         }
+        dropped
     }
 
     /// Wakes every connection, so that it looks whether Palisade is draining.
@@ -332,6 +380,30 @@ mod tests {
         assert!(sweep.evict_least(10));
         assert!(idle.is_evicted() && !busy.is_evicted());
         assert!(!sweep.evict_least(10), "the honest one is never dropped");
+    }
+
+    #[test]
+    fn among_equals_the_longest_silent_goes_and_who_waits_for_puma_goes_last() {
+        let sweep = Sweep::new();
+        let (newcomer, silent, served) = (sweep.enrol(9000), sweep.enrol(100), sweep.enrol(u64::MAX));
+        assert_eq!(sweep.evict(10, 1), 1);
+        assert!(silent.is_evicted() && !newcomer.is_evicted());
+        assert_eq!(sweep.evict(10, 1), 1);
+        assert!(newcomer.is_evicted() && !served.is_evicted());
+        assert_eq!(sweep.evict(10, 9), 1);
+        assert_eq!(sweep.evict(10, 9), 0);
+    }
+
+    #[test]
+    fn one_pass_drops_the_several_least() {
+        let sweep = Sweep::new();
+        let beats: Vec<_> = (0..100).map(|_| sweep.enrol(1000)).collect();
+        for (n, beat) in beats.iter().enumerate() {
+            beat.advance(n as u64);
+        }
+        assert_eq!(sweep.evict(50, 7), 7);
+        assert!(beats.iter().enumerate().all(|(n, beat)| beat.is_evicted() == (n < 7)));
+        assert_eq!(sweep.evict(50, 70), 43, "the honest ones are never dropped");
     }
 
     #[test]

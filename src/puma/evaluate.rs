@@ -1,0 +1,522 @@
+//! A static evaluator for the Ruby that configuration files are written in. Nothing is executed.
+//!
+//! Threat 4, exposure: what is not known stays not known. A branch whose condition is not known is read on both
+//! sides, and whatever it sets becomes unknown with the line of the condition; a method outside the subset makes its
+//! result unknown. There is no default that hides a gap.
+//!
+//! The work is bounded: a budget of steps for the whole file, a limit for the turns of one loop, and Ruby's own
+//! methods are a closed list in [`super::methods`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::methods;
+use super::ruby::{Block, Call, Expression, Kind};
+use super::value::{Value, Why};
+
+/// What a configuration language adds to Ruby: its receiver-less calls.
+pub trait Language {
+    /// Take a call, or return it as not part of the language with `None`.
+    fn call(&mut self, call: &Invocation<'_>) -> Option<Value>;
+
+    /// A file that `load` names, parsed, or why it cannot be.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    fn load(&mut self, path: &Path) -> Result<Expression, String>;
+
+    /// Something that could not be known and is not part of a call above.
+    fn unknown(&mut self, file: &Path, why: Why);
+}
+
+/// A call of the configuration language with its arguments evaluated.
+#[derive(Debug)]
+pub struct Invocation<'e> {
+    pub file: &'e Path,
+    pub line: u32,
+    pub source: &'e Call,
+    pub arguments: Vec<Value>,
+    /// Set inside a branch that may not be taken.
+    pub uncertain: Option<Why>,
+}
+
+/// Reads one program for a [`Language`].
+pub struct Evaluator<'a, L> {
+    language: &'a mut L,
+    environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The application's folder: Puma runs there.
+    directory: PathBuf,
+    file: PathBuf,
+    variables: BTreeMap<String, Value>,
+    constants: BTreeMap<String, Value>,
+    /// `ENV["X"] = …` in the file itself.
+    exported: BTreeMap<String, Value>,
+    uncertain: Option<Why>,
+    steps: u32,
+}
+
+impl<L> std::fmt::Debug for Evaluator<'_, L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Evaluator")
+            .field("file", &self.file)
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, L: Language> Evaluator<'a, L> {
+    pub fn new(
+        language: &'a mut L,
+        environment: &'a dyn Fn(&str) -> Option<String>,
+        directory: &Path,
+        file: &Path,
+    ) -> Self {
+        Self {
+            language,
+            environment,
+            directory: directory.to_owned(),
+            file: file.to_owned(),
+            variables: BTreeMap::new(),
+            constants: BTreeMap::new(),
+            exported: BTreeMap::new(),
+            uncertain: None,
+            steps: 0,
+        }
+    }
+
+    pub fn run(&mut self, program: &Expression) {
+        let result = self.value(program);
+        if self.steps > STEPS {
+            self.language.unknown(
+                &self.file,
+                Why {
+                    line: program.line,
+                    why: TOO_LONG.to_owned(),
+                },
+            );
+        }
+        drop(result);
+    }
+
+    fn value(&mut self, expression: &Expression) -> Value {
+        self.steps = self.steps.saturating_add(1);
+        let line = expression.line;
+        if self.steps > STEPS {
+            return Value::unknown(line, TOO_LONG);
+        }
+        match &expression.kind {
+            Kind::Nil => Value::Nil,
+            Kind::True => Value::Bool(true),
+            Kind::False => Value::Bool(false),
+            Kind::Int(value) => Value::Int(*value),
+            Kind::Float(value) => Value::Float(*value),
+            Kind::Str(text) => Value::Str(text.clone()),
+            Kind::Sym(text) => Value::Sym(text.clone()),
+            Kind::File => Value::Str(self.file.display().to_string()),
+            Kind::Interpolated(parts) => self.interpolated(parts, line),
+            Kind::Array(parts) => Value::Array(parts.iter().map(|part| self.value(part)).collect()),
+            Kind::Hash(pairs) => Value::Hash(
+                pairs
+                    .iter()
+                    .map(|(key, value)| (self.value(key), self.value(value)))
+                    .collect(),
+            ),
+            Kind::Local(name) => self.variables.get(name).cloned().unwrap_or(Value::Nil),
+            Kind::AssignLocal(name, value) => {
+                let value = self.value(value);
+                let value = self.certain(value);
+                self.variables.insert(name.clone(), value.clone());
+                value
+            }
+            Kind::Constant(name) => self
+                .constants
+                .get(name)
+                .cloned()
+                .unwrap_or_else(|| Value::unknown(line, format!("the constant {name}"))),
+            Kind::AssignConstant(name, value) => {
+                let value = self.value(value);
+                let value = self.certain(value);
+                self.constants.insert(name.clone(), value.clone());
+                value
+            }
+            Kind::OrAssign(target, value) => self.or_assign(target, value, line),
+            Kind::Call(call) => self.call(call, line),
+            Kind::If {
+                condition,
+                then,
+                otherwise,
+            } => self.branch(condition, then, otherwise),
+            Kind::And(left, right) => self.and_or(left, right, false),
+            Kind::Or(left, right) => self.and_or(left, right, true),
+            Kind::Sequence(parts) => {
+                let mut last = Value::Nil;
+                for part in parts {
+                    last = self.value(part);
+                }
+                last
+            }
+            Kind::Opaque(what, parts) => self.opaque(what, parts, line),
+        }
+    }
+
+    /// Whatever is set where it may not be set is not known.
+    fn certain(&self, value: Value) -> Value {
+        self.uncertain.clone().map_or(value, Value::Unknown)
+    }
+
+    /// Read `parts` as something that happens perhaps, or several times, or not at all.
+    fn perhaps(&mut self, why: Why, parts: &[&Expression]) {
+        let outer = self.uncertain.clone();
+        self.uncertain.get_or_insert(why);
+        for part in parts {
+            let unused = self.value(part);
+            drop(unused);
+        }
+        self.uncertain = outer;
+    }
+
+    fn opaque(&mut self, what: &str, parts: &[Expression], line: u32) -> Value {
+        let why = Why {
+            line,
+            why: format!("{what} is not evaluated"),
+        };
+        // A method or class is only defined here; its body may run later, or never.
+        self.perhaps(why.clone(), &parts.iter().collect::<Vec<_>>());
+        Value::Unknown(why)
+    }
+
+    fn interpolated(&mut self, parts: &[Expression], line: u32) -> Value {
+        let mut text = String::new();
+        for part in parts {
+            let value = self.value(part);
+            if let Some(why) = value.why() {
+                return Value::Unknown(why.clone());
+            }
+            match value.text() {
+                Some(piece) => text.push_str(&piece),
+                None => return Value::unknown(line, "an interpolated number, array or hash"),
+            }
+        }
+        Value::Str(text)
+    }
+
+    fn or_assign(&mut self, target: &Expression, value: &Expression, line: u32) -> Value {
+        let present = if let Kind::Constant(name) = &target.kind {
+            self.constants.get(name).cloned().unwrap_or(Value::Nil)
+        } else {
+            self.value(target)
+        };
+        let result = match present.truth() {
+            Some(true) => return present,
+            Some(false) => self.value(value),
+            None => present,
+        };
+        let result = self.certain(result);
+        match &target.kind {
+            Kind::Local(name) => {
+                self.variables.insert(name.clone(), result.clone());
+            }
+            Kind::Constant(name) => {
+                self.constants.insert(name.clone(), result.clone());
+            }
+            Kind::Call(call) if is_environment(call.receiver.as_deref()) => {
+                if let Some(name) = call.arguments.first().and_then(Expression::literal) {
+                    self.exported.insert(name.to_owned(), result.clone());
+                }
+            }
+            Kind::Call(_)
+            | Kind::Nil
+            | Kind::True
+            | Kind::False
+            | Kind::Int(_)
+            | Kind::Float(_)
+            | Kind::Str(_)
+            | Kind::Sym(_)
+            | Kind::Interpolated(_)
+            | Kind::Array(_)
+            | Kind::Hash(_)
+            | Kind::File
+            | Kind::AssignLocal(..)
+            | Kind::AssignConstant(..)
+            | Kind::OrAssign(..)
+            | Kind::If { .. }
+            | Kind::And(..)
+            | Kind::Or(..)
+            | Kind::Sequence(_)
+            | Kind::Opaque(..) => return Value::unknown(line, "an assignment with ||="),
+        }
+        result
+    }
+
+    fn branch(
+        &mut self,
+        condition: &Expression,
+        then: &Expression,
+        otherwise: &Expression,
+    ) -> Value {
+        let condition_value = self.value(condition);
+        match condition_value.truth() {
+            Some(true) => self.value(then),
+            Some(false) => self.value(otherwise),
+            None => {
+                let why = Why {
+                    line: condition.line,
+                    why: format!("it depends on {}", reason(&condition_value)),
+                };
+                self.perhaps(why.clone(), &[then, otherwise]);
+                Value::Unknown(why)
+            }
+        }
+    }
+
+    fn and_or(&mut self, left: &Expression, right: &Expression, or: bool) -> Value {
+        let value = self.value(left);
+        match value.truth() {
+            Some(truth) if truth == or => value,
+            Some(_) => self.value(right),
+            None => {
+                let why = Why {
+                    line: left.line,
+                    why: format!("it depends on {}", reason(&value)),
+                };
+                self.perhaps(why, &[right]);
+                value
+            }
+        }
+    }
+
+    fn call(&mut self, call: &Call, line: u32) -> Value {
+        if let Some(receiver) = call.receiver.as_deref() {
+            if is_environment(Some(receiver)) {
+                return self.environment(call, line);
+            }
+            if let Kind::Constant(name) = &receiver.kind
+                && !self.constants.contains_key(name)
+            {
+                let arguments = self.arguments(call);
+                return self.known_or_read(
+                    methods::of_module(name, &call.name, &arguments, &self.directory, line),
+                    call,
+                    line,
+                );
+            }
+            let receiver = self.value(receiver);
+            if call.block.is_some() {
+                return self.iterate(&receiver, call, line);
+            }
+            let arguments = self.arguments(call);
+            if let Some(why) = receiver
+                .why()
+                .or_else(|| arguments.iter().find_map(Value::why))
+            {
+                return Value::Unknown(why.clone());
+            }
+            return methods::of_value(&receiver, &call.name, &arguments, line);
+        }
+        self.own_call(call, line)
+    }
+
+    fn arguments(&mut self, call: &Call) -> Vec<Value> {
+        call.arguments
+            .iter()
+            .map(|argument| self.value(argument))
+            .collect()
+    }
+
+    /// A block of something unknown may run: what it sets is not known, but it is looked at.
+    fn known_or_read(&mut self, value: Value, call: &Call, line: u32) -> Value {
+        if let (Value::Unknown(_), Some(block)) = (&value, &call.block) {
+            let why = Why {
+                line,
+                why: format!("a block given to `{}`", call.name),
+            };
+            self.perhaps(why, &[&block.body]);
+        }
+        value
+    }
+
+    fn own_call(&mut self, call: &Call, line: u32) -> Value {
+        let arguments = self.arguments(call);
+        match (call.name.as_str(), arguments.as_slice()) {
+            ("__dir__", []) => {
+                return Value::Str(
+                    self.file
+                        .parent()
+                        .map_or_else(String::new, |dir| dir.display().to_string()),
+                );
+            }
+            ("require" | "require_relative" | "puts" | "warn" | "p", _) => return Value::Nil,
+            ("load", [path]) => return self.load(path, line),
+            ("lambda" | "proc", []) => return Value::unknown(line, "a lambda"),
+            _ => {}
+        }
+        let invocation = Invocation {
+            file: &self.file,
+            line,
+            source: call,
+            arguments: arguments.clone(),
+            uncertain: self.uncertain.clone(),
+        };
+        if let Some(value) = self.language.call(&invocation) {
+            return value;
+        }
+        let value = methods::of_kernel(&call.name, &arguments, line);
+        self.known_or_read(value, call, line)
+    }
+
+    fn load(&mut self, path: &Value, line: u32) -> Value {
+        let Some(path) = path.as_str() else {
+            let why = Why {
+                line,
+                why: format!("the file to load: {}", reason(path)),
+            };
+            self.language.unknown(&self.file, why.clone());
+            return Value::Unknown(why);
+        };
+        let path = self.directory.join(path);
+        match self.language.load(&path) {
+            Ok(program) => {
+                let outer = std::mem::replace(&mut self.file, path);
+                // A loaded file has variables of its own.
+                let variables = std::mem::take(&mut self.variables);
+                let result = self.value(&program);
+                self.variables = variables;
+                self.file = outer;
+                drop(result);
+                Value::Bool(true)
+            }
+            Err(why) => {
+                let why = Why {
+                    line,
+                    why: format!("the file to load: {why}"),
+                };
+                self.language.unknown(&self.file, why.clone());
+                Value::Unknown(why)
+            }
+        }
+    }
+
+    fn environment(&mut self, call: &Call, line: u32) -> Value {
+        let arguments = self.arguments(call);
+        let Some(name) = arguments.first().and_then(Value::as_str) else {
+            return Value::unknown(
+                line,
+                format!("ENV.{} of a name that is not known", call.name),
+            );
+        };
+        let present = self
+            .exported
+            .get(name)
+            .cloned()
+            .unwrap_or_else(|| (self.environment)(name).map_or(Value::Nil, Value::Str));
+        match (call.name.as_str(), arguments.get(1), &call.block) {
+            ("[]", ..) => present,
+            ("[]=", Some(value), _) => {
+                let value = self.certain(value.clone());
+                self.exported.insert(name.to_owned(), value.clone());
+                value
+            }
+            ("fetch", ..) if present != Value::Nil => present,
+            ("fetch", _, Some(block)) => {
+                let body = (*block.body).clone();
+                self.value(&body)
+            }
+            ("fetch", Some(default), None) => default.clone(),
+            ("fetch", None, None) => Value::unknown(
+                line,
+                format!("the environment variable {name}, which is not set"),
+            ),
+            ("key?" | "has_key?" | "include?" | "member?", ..) => {
+                present.truth().map_or(present, Value::Bool)
+            }
+            _ => Value::unknown(line, format!("ENV.{}", call.name)),
+        }
+    }
+
+    /// `n.times { |i| … }`, `each`, `upto`: loops small enough to be walked.
+    fn iterate(&mut self, receiver: &Value, call: &Call, line: u32) -> Value {
+        let Some(block) = &call.block else {
+            return Value::Nil;
+        };
+        let arguments = self.arguments(call);
+        let turns: Option<Vec<Vec<Value>>> =
+            match (receiver, call.name.as_str(), arguments.as_slice()) {
+                (Value::Int(n), "times", []) if *n <= TURNS => {
+                    Some((0..*n).map(|i| vec![Value::Int(i)]).collect())
+                }
+                (Value::Int(from), "upto", [Value::Int(to)])
+                    if to.saturating_sub(*from) < TURNS =>
+                {
+                    Some((*from..=*to).map(|i| vec![Value::Int(i)]).collect())
+                }
+                (Value::Array(values), "each" | "map", []) => {
+                    Some(values.iter().map(|value| vec![value.clone()]).collect())
+                }
+                (Value::Array(values), "each_with_index", []) => Some(
+                    values
+                        .iter()
+                        .zip(0_i64..)
+                        .map(|(value, index)| vec![value.clone(), Value::Int(index)])
+                        .collect(),
+                ),
+                (value, "tap" | "then", []) => Some(vec![vec![value.clone()]]),
+                _ => None,
+            };
+        let Some(turns) = turns else {
+            let why = receiver.why().cloned().unwrap_or_else(|| Why {
+                line,
+                why: format!("`{}` with a block", call.name),
+            });
+            for parameter in &block.parameters {
+                self.variables
+                    .insert(parameter.clone(), Value::Unknown(why.clone()));
+            }
+            self.perhaps(why.clone(), &[&block.body]);
+            return Value::Unknown(why);
+        };
+        let results = turns
+            .into_iter()
+            .map(|turn| self.turn(block, turn))
+            .collect();
+        if call.name == "map" {
+            Value::Array(results)
+        } else {
+            receiver.clone()
+        }
+    }
+
+    fn turn(&mut self, block: &Block, arguments: Vec<Value>) -> Value {
+        let outer: Vec<(String, Option<Value>)> = block
+            .parameters
+            .iter()
+            .zip(arguments)
+            .map(|(name, value)| (name.clone(), self.variables.insert(name.clone(), value)))
+            .collect();
+        let result = self.value(&block.body);
+        for (name, value) in outer {
+            match value {
+                Some(value) => self.variables.insert(name, value),
+                None => self.variables.remove(&name),
+            };
+        }
+        result
+    }
+}
+
+fn is_environment(receiver: Option<&Expression>) -> bool {
+    receiver.is_some_and(|receiver| receiver.kind == Kind::Constant("ENV".to_owned()))
+}
+
+fn reason(value: &Value) -> &str {
+    value
+        .why()
+        .map_or("something that is not known", |why| &why.why)
+}
+
+/// Expressions that are evaluated in one file and what it loads. A long puma.rb takes some 500.
+const STEPS: u32 = 100_000;
+
+/// Turns of one loop that are walked: more workers than that have no sockets of their own.
+const TURNS: i64 = 256;
+
+const TOO_LONG: &str = "the file takes too many steps to evaluate";

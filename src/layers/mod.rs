@@ -1,8 +1,11 @@
 //! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
 pub mod authority;
+pub mod ban;
+pub mod ban_rule;
 pub mod buffer;
 pub mod canonical;
 pub mod client_address;
+pub mod conceal;
 pub mod field_policy;
 #[cfg(test)]
 mod fixture;
@@ -13,8 +16,12 @@ pub mod normalize;
 pub mod outcome;
 pub mod path_policy;
 pub mod percent;
+pub mod rate;
+pub mod rate_rule;
+pub mod rate_table;
 pub mod request_id;
 pub mod request_start;
+pub mod sensitive;
 pub mod slots;
 pub mod spill;
 pub mod target_view;

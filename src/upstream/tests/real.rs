@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream as Probe,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -13,25 +13,51 @@ use crate::upstream::{Reuse, upgrade::FarEnd};
 pub(super) struct RealPuma {
     child: Child,
     folder: tempfile::TempDir,
+    address: Address,
     arguments: Vec<String>,
 }
 
 impl RealPuma {
+    /// On a unix socket.
     pub(super) fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let address = Address::Unix(folder.path().join("puma.sock"));
+        RealPuma::at(address, folder, arguments)
+    }
+
+    /// On a TCP port of the loopback.
+    pub(super) fn start_tcp(arguments: &[&str]) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        RealPuma::at(Address::Tcp(free), tempfile::tempdir().unwrap(), arguments)
+    }
+
+    /// A socket for each worker: `w0.sock`, `w1.sock`, ...
+    fn start_per_worker(workers: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = PER_WORKER.replace("WORKERS", &workers.to_string()).replace("FOLDER", &folder.path().display().to_string());
+        std::fs::write(folder.path().join("puma.rb"), config).unwrap();
+        // The last one is ready when its worker has booted.
+        let last = Address::Unix(folder.path().join(format!("w{}.sock", workers - 1)));
+        RealPuma::at(last, folder, &["-C", "puma.rb"])
+    }
+
+    fn at(address: Address, folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         std::fs::write(folder.path().join("config.ru"), APPLICATION).unwrap();
-        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
-        let puma = RealPuma { child: launch(folder.path(), &arguments), folder, arguments };
+        let mut all: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        if !arguments.contains(&"-C") {
+            let bind = match &address {
+                Address::Tcp(address) => format!("tcp://{address}"),
+                Address::Unix(path) => format!("unix://{}", path.display()),
+            };
+            all.extend(["-b".to_owned(), bind]);
+        }
+        let puma = RealPuma { child: launch(folder.path(), &all), folder, address, arguments: all };
         puma.wait_until_it_listens();
         puma
     }
 
     pub(super) fn address(&self) -> Address {
-        Address::Unix(self.socket())
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("puma.sock")
+        self.address.clone()
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -57,7 +83,11 @@ impl RealPuma {
 
     pub(super) fn wait_until_it_listens(&self) {
         let end = Instant::now() + Duration::from_secs(30);
-        while Probe::connect(self.socket()).is_err() {
+        let listens = || match &self.address {
+            Address::Tcp(address) => std::net::TcpStream::connect(address).is_ok(),
+            Address::Unix(path) => Probe::connect(path).is_ok(),
+        };
+        while !listens() {
             assert!(Instant::now() < end, "Puma does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -78,11 +108,10 @@ impl Drop for RealPuma {
 }
 
 fn launch(folder: &Path, arguments: &[String]) -> Child {
-    let bind = format!("unix://{}/puma.sock", folder.display());
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     Command::new("puma")
         .current_dir(folder)
-        .args(["-b", &bind, "-e", "production"])
+        .args(["-e", "production"])
         .args(arguments)
         .arg("config.ru")
         .env("SEEN", folder.join("seen"))
@@ -93,6 +122,18 @@ fn launch(folder: &Path, arguments: &[String]) -> Child {
         .unwrap()
 }
 
+/// The stock lines that give each worker a socket of its own, as Puma 5 and 6 name the hook.
+const PER_WORKER: &str = r##"
+require "puma/plugin"
+workers WORKERS
+threads 1, 1
+WORKERS.times { |i| bind "unix://FOLDER/w#{i}.sock?umask=0077" }
+keep = Class.new(Puma::Plugin) { define_method(:start) { |launcher| $worker_binder = launcher.binder } }
+Puma::Plugins.register "per_worker_socket", keep
+plugin "per_worker_socket"
+on_worker_boot { |i| $worker_binder.ios.select! { |io| io.local_address.unix_path.end_with?("/w#{i}.sock") } }
+"##;
+
 const APPLICATION: &str = r##"
 seen = File.open(ENV["SEEN"], "a"); seen.sync = true
 run(lambda do |env|
@@ -102,7 +143,8 @@ run(lambda do |env|
   case env["PATH_INFO"]
   when "/echo" then [200, text, [env["rack.input"].read]]
   when "/work" then sleep 0.02; [200, text, ["done"]]
-  when "/slow" then sleep 0.7; [200, text, ["slow"]]
+  when "/fast" then sleep 0.01; [200, text, [Process.pid.to_s]]
+  when "/slow" then sleep 0.4; [200, text, ["slow"]]
   when "/204" then [204, {}, []]
   when "/304" then [304, { "ETag" => "x" }, []]
   when "/large" then [200, text, ["x" * 3_000_000]]
@@ -227,4 +269,43 @@ async fn capacity_and_version_come_from_the_control_server() {
     assert_eq!(way.puma.reported().unwrap().stats.workers.len(), 2);
     assert!(!puma.folder().join("nothing").exists());
     assert_eq!(way.get("/").await.unwrap().1, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fast_requests_never_wait_behind_slow_ones_where_each_worker_has_its_socket() {
+    let puma = RealPuma::start_per_worker(4);
+    let pattern: Address = format!("unix:{}/w*.sock", puma.folder().display()).parse().unwrap();
+    let way = Way::new(Config { slots: Some(4), ..config(pattern) });
+    while way.slots.figures().workers.len() < 4 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..20 {
+        way.get("/fast").await.unwrap();
+    }
+    let clients: Vec<_> = (0..4u32)
+        .map(|client| {
+            let way = way.clone();
+            tokio::spawn(async move {
+                let mut fast = Vec::new();
+                for n in 0..60u32 {
+                    if (n + client * 3) % 10 == 0 {
+                        way.get("/slow").await.unwrap();
+                        continue;
+                    }
+                    let start = Instant::now();
+                    way.get("/fast").await.unwrap();
+                    fast.push(start.elapsed());
+                }
+                fast
+            })
+        })
+        .collect();
+    let mut fast = Vec::new();
+    for client in clients {
+        fast.extend(client.await.unwrap());
+    }
+    fast.sort_unstable();
+    let at = |part: usize| fast[(fast.len() * part / 100).min(fast.len() - 1)];
+    println!("fast: p50 {:?}, p99 {:?}, worst {:?}", at(50), at(99), at(100));
+    assert!(at(100) < Duration::from_millis(200), "p50 {:?}, p99 {:?}, worst {:?}", at(50), at(99), at(100));
 }

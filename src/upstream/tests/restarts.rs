@@ -118,6 +118,22 @@ async fn a_stop_and_start_is_held() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_over_tcp_are_not_noticed_either() {
+    let mut puma = RealPuma::start_tcp(&["-t", "5:5"]);
+    let way = Way::new(Config { reuse: Reuse::Keepalive, ..config(puma.address()) });
+    let load = Load::start(&way, "tcp");
+    for _ in 0..rounds() {
+        settle(&puma).await;
+        puma.stop();
+        puma.start_again();
+        settle(&puma).await;
+        puma.signal(Signal::USR2);
+    }
+    settle(&puma).await;
+    assert!(load.end(&puma).await > 50);
+}
+
 #[tokio::test]
 async fn a_puma_that_does_not_come_back_is_refused_after_the_hold() {
     let folder = tempfile::tempdir().unwrap();

@@ -159,12 +159,7 @@ impl Default for Config {
             overload_order: Order::Lifo,
             per_client_share: Share(0.34),
             stream_share: Share(0.5),
-            class: vec![Class {
-                name: "health".into(),
-                matches: Match { path: OneOrMany(vec!["/up".into()]) },
-                priority: 0,
-                reserve: 0,
-            }],
+            class: vec![Class { name: "health".into(), matches: Match { path: OneOrMany(vec!["/up".into()]) }, priority: 0, reserve: 0 }],
         }
     }
 }

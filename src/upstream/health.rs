@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     guard::answer::{AnswerHead, AnswerLimits, AnswerScan},
-    upstream::{Inner, connect::Address, hold},
     units::Deadline,
+    upstream::{Inner, connect::Address, hold},
 };
 
 /// `[upstream.health]` in `proxy.toml`.
@@ -36,13 +36,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            path: None,
-            host: "localhost".into(),
-            interval: Deadline::seconds(5),
-            timeout: Deadline::seconds(2),
-            unhealthy: 3,
-        }
+        Config { path: None, host: "localhost".into(), interval: Deadline::seconds(5), timeout: Deadline::seconds(2), unhealthy: 3 }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Redaction {
 }
 
 /// A name as its words in lower case, each between underscores: `accessToken` is `_access_token_`.
-type Words = SmallVec<[u8; 48]>;
+type Words = SmallVec<[u8; 64]>;
 
 impl Redaction {
     /// The names of the configuration.

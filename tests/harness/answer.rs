@@ -3,7 +3,6 @@
 /// One answer with its body.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    pub version: String,
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -125,7 +124,7 @@ fn read_head(bytes: &[u8]) -> Option<(Answer, usize)> {
     let head = std::str::from_utf8(&bytes[..end]).expect("the head of an answer is text");
     let mut lines = head.split("\r\n");
     let mut status = lines.next().unwrap().splitn(3, ' ');
-    let version = status.next().unwrap().to_owned();
+    let version = status.next().unwrap();
     assert!(version == "HTTP/1.1" || version == "HTTP/1.0", "version in {head:?}");
     let code = status.next().unwrap_or_else(|| panic!("no status in {head:?}"));
     assert!(code.len() == 3 && code.bytes().all(|b| b.is_ascii_digit()), "status in {head:?}");
@@ -137,7 +136,7 @@ fn read_head(bytes: &[u8]) -> Option<(Answer, usize)> {
             (name.to_owned(), value.trim_matches([' ', '\t']).to_owned())
         })
         .collect();
-    Some((Answer { version, status: code.parse().unwrap(), fields, ..Answer::default() }, end + 4))
+    Some((Answer { status: code.parse().unwrap(), fields, ..Answer::default() }, end + 4))
 }
 
 fn read_chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {

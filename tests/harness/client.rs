@@ -218,14 +218,6 @@ impl Client {
         }
     }
 
-    pub fn local(&self) -> SocketAddr {
-        match &self.line {
-            Line::Tcp(stream) => stream.local_addr().unwrap(),
-            Line::Tls(stream) => stream.sock.local_addr().unwrap(),
-            Line::Unix(_) => panic!("a unix socket has no address"),
-        }
-    }
-
     fn patience(&self, limit: Duration) {
         match &self.line {
             Line::Tcp(stream) => stream.set_read_timeout(Some(limit)),

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod corpus;
 pub mod grammar;
 pub mod palisade;
 pub mod process;

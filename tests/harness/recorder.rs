@@ -90,11 +90,6 @@ impl Recorder {
         self.log.lock().unwrap().requests.clone()
     }
 
-    /// How many connections were opened.
-    pub fn connections(&self) -> usize {
-        self.log.lock().unwrap().connections.len()
-    }
-
     /// Whether these bytes ever came.
     pub fn got(&self, needle: &[u8]) -> bool {
         self.received().iter().any(|bytes| find(bytes, needle).is_some())

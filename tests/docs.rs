@@ -71,7 +71,9 @@ fn readme_and_ci_name_the_same_commands() {
 
 #[test]
 fn links_between_the_documents_lead_somewhere() {
-    for (folder, file) in [("", "README.md"), ("docs/", "docs/operating.md"), ("docs/", "docs/deploying.md"), ("docs/", "docs/threat-model.md")] {
+    for (folder, file) in
+        [("", "README.md"), ("docs/", "docs/operating.md"), ("docs/", "docs/deploying.md"), ("docs/", "docs/threat-model.md")]
+    {
         let text = read(file);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.starts_with("http") || link.starts_with('#') {

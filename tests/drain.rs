@@ -78,7 +78,8 @@ fn a_bad_configuration_is_refused_at_reload_and_the_old_one_stays() {
     fs::write(palisade.config_file(), good + "\n[limits]\nbody = \"1KiB\"\n").unwrap();
     palisade.signal(Signal::HUP);
     eventually("the new limit holds", || {
-        let answer = palisade.connect().ask(format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n{}", "x".repeat(2000)));
+        let answer =
+            palisade.connect().ask(format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n{}", "x".repeat(2000)));
         (answer.status == 413).then_some(())
     });
     palisade.serves();

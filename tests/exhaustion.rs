@@ -148,7 +148,9 @@ fn uploads_above_the_budget_are_refused_and_everything_comes_back() {
         client.try_send(&body).ok();
         held.push(client);
     }
-    eventually("the budget refuses", || (palisade.metric("palisade_requests_rejected_total", &[("reason", "buffer_full")]) >= 1.0).then_some(()));
+    eventually("the budget refuses", || {
+        (palisade.metric("palisade_requests_rejected_total", &[("reason", "buffer_full")]) >= 1.0).then_some(())
+    });
     palisade.serves();
     let grown = palisade.process().resident_kib().saturating_sub(resident);
     assert!(grown < 32 << 10, "{grown} KiB for a budget of 1 MiB");
@@ -169,7 +171,10 @@ fn chunk_extensions_without_end_are_refused() {
     let recorder = Recorder::start();
     let palisade = Setup::before(recorder.address()).start();
     let head = "POST /ext HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
-    for bytes in [format!("{head}1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1_000)), format!("{head}{}0\r\n\r\n", format!("1;{}\r\nx\r\n", "a".repeat(200)).repeat(100))] {
+    for bytes in [
+        format!("{head}1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(1_000)),
+        format!("{head}{}0\r\n\r\n", format!("1;{}\r\nx\r\n", "a".repeat(200)).repeat(100)),
+    ] {
         let mut client = palisade.connect();
         client.try_send(bytes).ok();
         assert_eq!(client.answer_to("POST").status, 400);

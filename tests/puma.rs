@@ -181,9 +181,8 @@ fn a_request_that_kills_its_worker_is_not_sent_again() {
     let Some(puma) = Puma::cluster() else { return };
     let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 10\n").start();
     for (id, method) in [("kill-get", "GET"), ("kill-post", "POST")] {
-        let answer = palisade.connect().ask(format!(
-            "{method} /crash HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: {id}\r\nContent-Length: 0\r\n\r\n"
-        ));
+        let answer =
+            palisade.connect().ask(format!("{method} /crash HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: {id}\r\nContent-Length: 0\r\n\r\n"));
         assert_eq!(answer.status, 502);
         assert_eq!(puma.count(id), 1, "{id}");
     }
@@ -225,7 +224,8 @@ fn puma_on_a_tcp_port_is_served_as_well() {
 #[test]
 fn a_silent_puma_costs_one_deadline_and_one_delivery() {
     let recorder = Recorder::replying(Reply::Silence);
-    let palisade = Setup::before(recorder.address()).with("[upstream]\nslots = 2\nresponse_timeout = \"500ms\"\n").without_upstream().start();
+    let palisade =
+        Setup::before(recorder.address()).with("[upstream]\nslots = 2\nresponse_timeout = \"500ms\"\n").without_upstream().start();
     let mut client = palisade.connect();
     client.send("GET /once HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.answer().status, 504);

@@ -90,7 +90,9 @@ fn a_stalled_body_is_answered_408_and_puma_never_hears_of_it() {
     let recorder = Recorder::start();
     let palisade = Setup::before(recorder.address()).with(SHORT).start();
     let start = Instant::now();
-    for head in ["Content-Length: 1000\r\n\r\nsome", "Transfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n", "Transfer-Encoding: chunked\r\n\r\n4"] {
+    for head in
+        ["Content-Length: 1000\r\n\r\nsome", "Transfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n", "Transfer-Encoding: chunked\r\n\r\n4"]
+    {
         let mut client = palisade.connect();
         client.send(format!("POST /stall HTTP/1.1\r\nHost: localhost\r\n{head}"));
         let answer = client.answer_to("POST");
@@ -146,7 +148,8 @@ fn a_tls_handshake_has_a_deadline() {
 #[test]
 fn slow_senders_hold_no_thread_of_puma() {
     let Some(puma) = Puma::start(Shape::cluster(0, 2)) else { return };
-    let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 2\n[timeouts]\nbody_stall = \"20s\"\nheader = \"20s\"\n").start();
+    let palisade =
+        Setup::before(puma.address()).with("[upstream]\nslots = 2\n[timeouts]\nbody_stall = \"20s\"\nheader = \"20s\"\n").start();
     palisade.serves();
     let before = palisade.process().descriptors();
     let mut held: Vec<Client> = Vec::new();

@@ -94,12 +94,22 @@ fn honest_variants_reach_puma_in_one_form() {
         ("GET", "/absolute?q", "GET http://localhost/absolute?q HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
         ("GET", "/crlf", "\r\nGET /crlf HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
         ("OPTIONS", "*", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
-        ("GET", "/hop", "GET /hop HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n\r\n", b""),
+        (
+            "GET",
+            "/hop",
+            "GET /hop HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n\r\n",
+            b"",
+        ),
         ("GET", "/underscore", "GET /underscore HTTP/1.1\r\nHost: localhost\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n", b""),
         ("GET", "/firefox", "GET /firefox HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n", b""),
         ("POST", "/length", "POST /length HTTP/1.1\r\nHost: localhost\r\nContent-Length: 00005\r\n\r\nhello", b"hello"),
         ("POST", "/equal", "POST /equal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
-        ("POST", "/chunks", "POST /chunks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=b;c=\"d\"\r\nhel\r\n02\r\nlo\r\n0\r\nX-Trailer: 1\r\n\r\n", b"hello"),
+        (
+            "POST",
+            "/chunks",
+            "POST /chunks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=b;c=\"d\"\r\nhel\r\n02\r\nlo\r\n0\r\nX-Trailer: 1\r\n\r\n",
+            b"hello",
+        ),
         ("POST", "/none", "POST /none HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
     ];
     for (method, target, bytes, body) in variants {

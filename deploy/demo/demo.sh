@@ -10,6 +10,7 @@ https=${DEMO_HTTPS_PORT:-8443}
 dir=$(mktemp -d "${TMPDIR:-/tmp}/palisade-demo.XXXXXX")
 puma_pid="" palisade_pid=""
 
+# shellcheck disable=SC2329
 stop() {
   trap - EXIT INT TERM
   for pid in $palisade_pid $puma_pid; do
@@ -50,6 +51,7 @@ await() {
   fail "$what did not become ready within 20 s."
 }
 
+# shellcheck disable=SC2329
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1"); }
 
 puma=$("$here/puma.sh")

@@ -117,7 +117,8 @@ impl Client {
 
     /// Reads one answer to `method`, or fails.
     pub fn answer_to(&mut self, method: &str) -> Answer {
-        self.try_answer(method).unwrap_or_else(|| panic!("the connection ended without an answer; held: {:?}", String::from_utf8_lossy(&self.held)))
+        self.try_answer(method)
+            .unwrap_or_else(|| panic!("the connection ended without an answer; held: {:?}", String::from_utf8_lossy(&self.held)))
     }
 
     pub fn answer(&mut self) -> Answer {

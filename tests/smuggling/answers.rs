@@ -84,7 +84,9 @@ fn interim_answers_without_end_are_cut_off() {
 
 #[test]
 fn a_cut_off_body_cuts_off_the_answer() {
-    for bytes in [&b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart"[..], b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n"] {
+    for bytes in
+        [&b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart"[..], b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n"]
+    {
         let recorder = Recorder::replying(Reply::Raw(bytes.to_vec()));
         let palisade = Setup::before(recorder.address()).without_upstream().start();
         let mut client = palisade.connect();

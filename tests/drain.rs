@@ -16,6 +16,9 @@ use crate::harness::{
     recorder::{Recorder, Reply},
 };
 
+/// The default keeps the listeners open for five seconds, for load balancers to notice.
+const QUICK: &str = "[server]\ndrain_delay = \"500ms\"\n";
+
 fn busy(palisade: &Palisade, puma: &Puma, milliseconds: u32) -> Client {
     let mut client = palisade.connect();
     client.send(format!("GET /sleep/{milliseconds} HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: busy\r\n\r\n"));
@@ -26,7 +29,7 @@ fn busy(palisade: &Palisade, puma: &Puma, milliseconds: u32) -> Client {
 #[test]
 fn sigterm_lets_what_is_running_finish() {
     let Some(puma) = Puma::cluster() else { return };
-    let mut palisade = Setup::before(puma.address()).start();
+    let mut palisade = Setup::before(puma.address()).with(QUICK).start();
     let mut running = busy(&palisade, &puma, 1500);
     let mut idle = palisade.connect();
     assert_eq!(idle.get("/").status, 200);
@@ -41,7 +44,7 @@ fn sigterm_lets_what_is_running_finish() {
 #[test]
 fn a_second_sigterm_ends_it_now() {
     let recorder = Recorder::replying(Reply::Silence);
-    let mut palisade = Setup::before(recorder.address()).without_upstream().start();
+    let mut palisade = Setup::before(recorder.address()).with(QUICK).without_upstream().start();
     let mut stuck = palisade.connect();
     stuck.send("GET /stuck HTTP/1.1\r\nHost: localhost\r\n\r\n");
     eventually("the request is at Puma", || recorder.got(b"/stuck").then_some(()));
@@ -57,7 +60,7 @@ fn a_second_sigterm_ends_it_now() {
 #[test]
 fn readiness_ends_before_the_listeners_do() {
     let Some(puma) = Puma::cluster() else { return };
-    let palisade = Setup::before(puma.address()).start();
+    let palisade = Setup::before(puma.address()).with(QUICK).start();
     let mut running = busy(&palisade, &puma, 2000);
     palisade.signal(Signal::TERM);
     eventually("/ready says no", || palisade.admin("/ready").is_none_or(|a| a.status == 503).then_some(()));

@@ -136,7 +136,9 @@ fn paths_that_belong_to_no_application_reach_none() {
         assert_eq!(answer.status, 404, "{path}");
     }
     palisade.refused("sensitive_path");
-    assert!(recorder.requests().is_empty());
+    for needle in [&b".env"[..], b".git", b"master.key", b"%2eenv"] {
+        assert!(!recorder.got(needle), "{:?} reached Puma", String::from_utf8_lossy(needle));
+    }
     assert_eq!(palisade.connect().get("/.well-known/security.txt").status, 200);
 }
 

@@ -19,6 +19,7 @@ mod drain;
 mod exhaustion;
 mod exposure;
 mod harness;
+mod layout;
 mod puma;
 mod rails;
 mod slowloris;

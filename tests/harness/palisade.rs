@@ -189,7 +189,7 @@ impl Palisade {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.admin));
         std::net::TcpStream::connect_timeout(&address, PATIENCE).ok()?;
         let mut client = Client::tcp(address);
-        client.try_send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).ok()?;
+        client.try_send(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")).ok()?;
         client.try_answer("GET")
     }
 

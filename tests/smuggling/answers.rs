@@ -38,7 +38,7 @@ fn answers_with_two_readings_become_a_502() {
 fn bytes_behind_an_answer_are_nobodys_answer() {
     let poisoned = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
     let recorder = Recorder::replying(Reply::RawOpen(poisoned.to_vec()));
-    let palisade = Setup::before(recorder.address()).start();
+    let palisade = Setup::before(recorder.address()).without_upstream().start();
     for _ in 0..10 {
         let answer = palisade.connect().get("/");
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok\n"));

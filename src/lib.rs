@@ -1,5 +1,6 @@
 //! Palisade, the proxy that Puma deserves.
 pub mod accept;
+pub mod admin;
 pub mod audit;
 pub mod cli;
 pub mod config;

@@ -63,12 +63,16 @@ impl Line<'_> {
     pub fn write(&self, out: &mut Vec<u8>, format: Format, redaction: &Redaction, scratch: &mut Scratch) {
         match format {
             Format::Json => {
-                out.push(b'{');
-                self.fields(Fields { out, is_json: true, is_first: true }, redaction, scratch);
+                out.extend_from_slice(b"{\"ts\":\"");
+                calendar::rfc3339(out, self.at);
+                out.push(b'"');
+                self.fields(Fields { out, is_json: true }, redaction, scratch);
                 out.extend_from_slice(b"}\n");
             }
             Format::Logfmt => {
-                self.fields(Fields { out, is_json: false, is_first: true }, redaction, scratch);
+                out.extend_from_slice(b"ts=");
+                calendar::rfc3339(out, self.at);
+                self.fields(Fields { out, is_json: false }, redaction, scratch);
                 out.push(b'\n');
             }
             Format::Combined => self.combined(out, redaction, scratch),
@@ -77,54 +81,55 @@ impl Line<'_> {
     }
 
     fn fields(&self, mut fields: Fields<'_>, redaction: &Redaction, scratch: &mut Scratch) {
-        fields.moment("ts", self.at);
-        fields.text("id", self.id);
-        fields.address("ip", self.client.ip);
+        fields.text(key!("id"), self.id);
+        fields.address(key!("ip"), self.client.ip);
         if self.client.peer != self.client.ip {
-            fields.address("peer", self.client.peer);
+            fields.address(key!("peer"), self.client.peer);
         }
-        fields.number("port", u64::from(self.client.port));
-        fields.text("tls", self.client.tls.as_bytes());
-        fields.text("alpn", self.client.alpn.as_bytes());
-        fields.text("http", self.http.as_bytes());
-        fields.text("method", self.method);
-        fields.text("host", self.host);
+        fields.number(key!("port"), u64::from(self.client.port));
+        fields.text(key!("tls"), self.client.tls.as_bytes());
+        fields.text(key!("alpn"), self.client.alpn.as_bytes());
+        fields.text(key!("http"), self.http.as_bytes());
+        fields.text(key!("method"), self.method);
+        fields.text(key!("host"), self.host);
         match redact::split(self.target) {
             Some((path, query)) => {
-                fields.text("path", path);
-                fields.text("query", redaction.query(query, &mut scratch.query));
+                fields.text(key!("path"), path);
+                fields.text(key!("query"), redaction.query(query, &mut scratch.query));
             }
-            None => fields.text("path", self.target),
+            None => fields.text(key!("path"), self.target),
         }
-        fields.number("status", u64::from(self.status));
-        fields.number("bytes_in", self.bytes_in);
-        fields.number("bytes_out", self.bytes_out);
-        fields.text("ua", self.agent);
-        fields.text("ref", redaction.url(self.referer, &mut scratch.query, &mut scratch.referer));
+        fields.number(key!("status"), u64::from(self.status));
+        fields.number(key!("bytes_in"), self.bytes_in);
+        fields.number(key!("bytes_out"), self.bytes_out);
+        fields.text(key!("ua"), self.agent);
+        fields.text(key!("ref"), redaction.url(self.referer, &mut scratch.query, &mut scratch.referer));
         if let Some(notes) = self.notes {
             self.times(&mut fields, notes);
         }
-        fields.millis("total_ms", self.total);
-        fields.text("end", self.end.label().as_bytes());
-        fields.text("rule", self.end.rule().map_or("", Rule::id).as_bytes());
+        fields.millis(key!("total_ms"), self.total);
+        fields.text(key!("end"), self.end.label().as_bytes());
+        fields.text(key!("rule"), self.end.rule().map_or("", Rule::id).as_bytes());
         if let Some(notes) = self.notes {
-            fields.rules("observed", notes);
+            fields.rules(key!("observed"), notes);
         }
     }
 
     /// The phases follow each other, so that they add up to the total: receive, queue, Puma up to its head, send.
     fn times(&self, fields: &mut Fields<'_>, notes: &Notes) {
         if let Some(worker) = notes.worker() {
-            fields.number("worker", u64::from(worker));
+            fields.number(key!("worker"), u64::from(worker));
         }
         let mut since = Duration::ZERO;
-        for (key, moment) in [("recv_ms", Moment::Complete), ("queue_ms", Moment::Admitted), ("upstream_ms", Moment::Answered)] {
+        for (key, moment) in
+            [(key!("recv_ms"), Moment::Complete), (key!("queue_ms"), Moment::Admitted), (key!("upstream_ms"), Moment::Answered)]
+        {
             let Some(until) = notes.when(moment) else { continue };
             fields.millis(key, until.saturating_sub(since));
             since = until;
         }
         if notes.when(Moment::Answered).is_some() {
-            fields.millis("send_ms", self.total.saturating_sub(since));
+            fields.millis(key!("send_ms"), self.total.saturating_sub(since));
         }
     }
 
@@ -152,27 +157,29 @@ impl Line<'_> {
     }
 }
 
+/// A key with what stands around it in either form, put together by the compiler.
+#[derive(Clone, Copy)]
+struct Key {
+    json: &'static str,
+    logfmt: &'static str,
+}
+
+macro_rules! key {
+    ($name:literal) => {
+        Key { json: concat!(",\"", $name, "\":"), logfmt: concat!(" ", $name, "=") }
+    };
+}
+use key;
+
 /// The pairs of a JSON object or of a logfmt line. A pair without a value is left out.
 struct Fields<'a> {
     out: &'a mut Vec<u8>,
     is_json: bool,
-    is_first: bool,
 }
 
 impl Fields<'_> {
-    fn key(&mut self, key: &str) {
-        if !self.is_first {
-            self.out.push(if self.is_json { b',' } else { b' ' });
-        }
-        self.is_first = false;
-        if self.is_json {
-            self.out.push(b'"');
-            self.out.extend_from_slice(key.as_bytes());
-            self.out.extend_from_slice(b"\":");
-        } else {
-            self.out.extend_from_slice(key.as_bytes());
-            self.out.push(b'=');
-        }
+    fn key(&mut self, key: Key) {
+        self.out.extend_from_slice(if self.is_json { key.json } else { key.logfmt }.as_bytes());
     }
 
     fn quote(&mut self) {
@@ -181,7 +188,7 @@ impl Fields<'_> {
         }
     }
 
-    fn text(&mut self, key: &str, value: &[u8]) {
+    fn text(&mut self, key: Key, value: &[u8]) {
         if value.is_empty() {
             return;
         }
@@ -193,31 +200,24 @@ impl Fields<'_> {
         }
     }
 
-    fn number(&mut self, key: &str, n: u64) {
+    fn number(&mut self, key: Key, n: u64) {
         self.key(key);
         text::number(self.out, n);
     }
 
-    fn millis(&mut self, key: &str, duration: Duration) {
+    fn millis(&mut self, key: Key, duration: Duration) {
         self.key(key);
         text::millis(self.out, duration);
     }
 
-    fn moment(&mut self, key: &str, at: SystemTime) {
-        self.key(key);
-        self.quote();
-        calendar::rfc3339(self.out, at);
-        self.quote();
-    }
-
-    fn address(&mut self, key: &str, ip: IpAddr) {
+    fn address(&mut self, key: Key, ip: IpAddr) {
         self.key(key);
         self.quote();
         text::address(self.out, ip);
         self.quote();
     }
 
-    fn rules(&mut self, key: &str, notes: &Notes) {
+    fn rules(&mut self, key: Key, notes: &Notes) {
         let mut rules = notes.observed().map(Rule::id).peekable();
         if rules.peek().is_none() {
             return;

@@ -21,7 +21,7 @@ use super::budget::{Account, Reserved};
 use crate::units::{Auto, ByteSize};
 
 /// `[buffer]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Bytes of one body that stay in memory; the rest goes to disk. When more than half of `memory_total` is in use, 64 KiB.

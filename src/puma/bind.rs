@@ -49,17 +49,9 @@ impl Bind {
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
-        let option = |name: &str| {
-            options
-                .iter()
-                .rev()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.as_str())
-        };
+        let option = |name: &str| options.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         match scheme {
-            "unix" if rest.starts_with('@') => Some(Self::Abstract {
-                name: rest.to_owned(),
-            }),
+            "unix" if rest.starts_with('@') => Some(Self::Abstract { name: rest.to_owned() }),
             "unix" if rest.is_empty() => None,
             "unix" => Some(Self::Unix {
                 path: PathBuf::from(rest.replace("%20", " ")),
@@ -68,19 +60,9 @@ impl Bind {
                 mode: option("mode").and_then(|mode| u32::from_str_radix(mode, 8).ok()),
             }),
             "tcp" | "ssl" => {
-                let authority = rest
-                    .split_once('/')
-                    .map_or(rest, |(authority, _)| authority);
+                let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
                 let (host, port) = host_and_port(authority)?;
-                if scheme == "tcp" {
-                    Some(Self::Tcp { host, port })
-                } else {
-                    Some(Self::Ssl {
-                        host,
-                        port,
-                        options,
-                    })
-                }
+                if scheme == "tcp" { Some(Self::Tcp { host, port }) } else { Some(Self::Ssl { host, port, options }) }
             }
             _ => None,
         }
@@ -137,10 +119,7 @@ impl std::fmt::Display for Bind {
 
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn host_and_port(authority: &str) -> Option<(String, u16)> {
@@ -155,9 +134,7 @@ fn host_and_port(authority: &str) -> Option<(String, u16)> {
 fn ruby_integer(text: &str) -> Option<u32> {
     match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None if text.len() > 1 && text.starts_with('0') => {
-            u32::from_str_radix(text.trim_start_matches("0o"), 8).ok()
-        }
+        None if text.len() > 1 && text.starts_with('0') => u32::from_str_radix(text.trim_start_matches("0o"), 8).ok(),
         None => text.parse().ok(),
     }
 }
@@ -176,11 +153,7 @@ mod tests {
             ("unix:///run/app.sock?umask=0077&mode=0660", 0o660, false),
         ] {
             let bind = Bind::parse(url).unwrap();
-            assert_eq!(
-                (bind.socket_mode(), bind.open_to_every_user()),
-                (Some(mode), open),
-                "{url}"
-            );
+            assert_eq!((bind.socket_mode(), bind.open_to_every_user()), (Some(mode), open), "{url}");
         }
         assert!(Bind::parse("unix://@app").unwrap().open_to_every_user());
     }
@@ -188,10 +161,7 @@ mod tests {
     #[test]
     fn a_relative_socket_lies_in_the_application() {
         let bind = Bind::parse("unix://tmp/sockets/puma.sock").unwrap();
-        assert_eq!(
-            bind.path(Path::new("/srv/app")),
-            Some(PathBuf::from("/srv/app/tmp/sockets/puma.sock"))
-        );
+        assert_eq!(bind.path(Path::new("/srv/app")), Some(PathBuf::from("/srv/app/tmp/sockets/puma.sock")));
     }
 
     #[test]
@@ -204,25 +174,13 @@ mod tests {
             ("tcp://[::]:3000", true),
             ("ssl://10.0.0.7:3000?key=a&cert=b", true),
         ] {
-            assert_eq!(
-                Bind::parse(url).unwrap().reachable_from_outside(),
-                outside,
-                "{url}"
-            );
+            assert_eq!(Bind::parse(url).unwrap().reachable_from_outside(), outside, "{url}");
         }
     }
 
     #[test]
     fn nonsense_is_no_bind() {
-        for url in [
-            "",
-            "unix://",
-            "tcp://nohost",
-            "tcp://:80",
-            "http://x:1",
-            "tcp://::1:80",
-            "tcp://h:99999",
-        ] {
+        for url in ["", "unix://", "tcp://nohost", "tcp://:80", "http://x:1", "tcp://::1:80", "tcp://h:99999"] {
             assert_eq!(Bind::parse(url), None, "{url}");
         }
     }

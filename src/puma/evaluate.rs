@@ -57,20 +57,12 @@ pub struct Evaluator<'a, L> {
 
 impl<L> std::fmt::Debug for Evaluator<'_, L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Evaluator")
-            .field("file", &self.file)
-            .field("steps", &self.steps)
-            .finish_non_exhaustive()
+        f.debug_struct("Evaluator").field("file", &self.file).field("steps", &self.steps).finish_non_exhaustive()
     }
 }
 
 impl<'a, L: Language> Evaluator<'a, L> {
-    pub fn new(
-        language: &'a mut L,
-        environment: &'a dyn Fn(&str) -> Option<String>,
-        directory: &Path,
-        file: &Path,
-    ) -> Self {
+    pub fn new(language: &'a mut L, environment: &'a dyn Fn(&str) -> Option<String>, directory: &Path, file: &Path) -> Self {
         Self {
             language,
             environment,
@@ -87,13 +79,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
     pub fn run(&mut self, program: &Expression) {
         let result = self.value(program);
         if self.steps > STEPS {
-            self.language.unknown(
-                &self.file,
-                Why {
-                    line: program.line,
-                    why: TOO_LONG.to_owned(),
-                },
-            );
+            self.language.unknown(&self.file, Why { line: program.line, why: TOO_LONG.to_owned() });
         }
         drop(result);
     }
@@ -115,12 +101,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Kind::File => Value::Str(self.file.display().to_string()),
             Kind::Interpolated(parts) => self.interpolated(parts, line),
             Kind::Array(parts) => Value::Array(parts.iter().map(|part| self.value(part)).collect()),
-            Kind::Hash(pairs) => Value::Hash(
-                pairs
-                    .iter()
-                    .map(|(key, value)| (self.value(key), self.value(value)))
-                    .collect(),
-            ),
+            Kind::Hash(pairs) => Value::Hash(pairs.iter().map(|(key, value)| (self.value(key), self.value(value))).collect()),
             Kind::Local(name) => self.variables.get(name).cloned().unwrap_or(Value::Nil),
             Kind::AssignLocal(name, value) => {
                 let value = self.value(value);
@@ -128,11 +109,9 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 self.variables.insert(name.clone(), value.clone());
                 value
             }
-            Kind::Constant(name) => self
-                .constants
-                .get(name)
-                .cloned()
-                .unwrap_or_else(|| Value::unknown(line, format!("the constant {name}"))),
+            Kind::Constant(name) => {
+                self.constants.get(name).cloned().unwrap_or_else(|| Value::unknown(line, format!("the constant {name}")))
+            }
             Kind::AssignConstant(name, value) => {
                 let value = self.value(value);
                 let value = self.certain(value);
@@ -141,11 +120,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             }
             Kind::OrAssign(target, value) => self.or_assign(target, value, line),
             Kind::Call(call) => self.call(call, line),
-            Kind::If {
-                condition,
-                then,
-                otherwise,
-            } => self.branch(condition, then, otherwise),
+            Kind::If { condition, then, otherwise } => self.branch(condition, then, otherwise),
             Kind::And(left, right) => self.and_or(left, right, false),
             Kind::Or(left, right) => self.and_or(left, right, true),
             Kind::Sequence(parts) => {
@@ -176,10 +151,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
     }
 
     fn opaque(&mut self, what: &str, parts: &[Expression], line: u32) -> Value {
-        let why = Why {
-            line,
-            why: format!("{what} is not evaluated"),
-        };
+        let why = Why { line, why: format!("{what} is not evaluated") };
         // A method or class is only defined here; its body may run later, or never.
         self.perhaps(why.clone(), &parts.iter().collect::<Vec<_>>());
         Value::Unknown(why)
@@ -248,21 +220,13 @@ impl<'a, L: Language> Evaluator<'a, L> {
         result
     }
 
-    fn branch(
-        &mut self,
-        condition: &Expression,
-        then: &Expression,
-        otherwise: &Expression,
-    ) -> Value {
+    fn branch(&mut self, condition: &Expression, then: &Expression, otherwise: &Expression) -> Value {
         let condition_value = self.value(condition);
         match condition_value.truth() {
             Some(true) => self.value(then),
             Some(false) => self.value(otherwise),
             None => {
-                let why = Why {
-                    line: condition.line,
-                    why: format!("it depends on {}", reason(&condition_value)),
-                };
+                let why = Why { line: condition.line, why: format!("it depends on {}", reason(&condition_value)) };
                 self.perhaps(why.clone(), &[then, otherwise]);
                 Value::Unknown(why)
             }
@@ -275,10 +239,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Some(truth) if truth == or => value,
             Some(_) => self.value(right),
             None => {
-                let why = Why {
-                    line: left.line,
-                    why: format!("it depends on {}", reason(&value)),
-                };
+                let why = Why { line: left.line, why: format!("it depends on {}", reason(&value)) };
                 self.perhaps(why, &[right]);
                 value
             }
@@ -294,21 +255,14 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 && !self.constants.contains_key(name)
             {
                 let arguments = self.arguments(call);
-                return self.known_or_read(
-                    methods::of_module(name, &call.name, &arguments, &self.directory, line),
-                    call,
-                    line,
-                );
+                return self.known_or_read(methods::of_module(name, &call.name, &arguments, &self.directory, line), call, line);
             }
             let receiver = self.value(receiver);
             if call.block.is_some() {
                 return self.iterate(&receiver, call, line);
             }
             let arguments = self.arguments(call);
-            if let Some(why) = receiver
-                .why()
-                .or_else(|| arguments.iter().find_map(Value::why))
-            {
+            if let Some(why) = receiver.why().or_else(|| arguments.iter().find_map(Value::why)) {
                 return Value::Unknown(why.clone());
             }
             return methods::of_value(&receiver, &call.name, &arguments, line);
@@ -317,19 +271,13 @@ impl<'a, L: Language> Evaluator<'a, L> {
     }
 
     fn arguments(&mut self, call: &Call) -> Vec<Value> {
-        call.arguments
-            .iter()
-            .map(|argument| self.value(argument))
-            .collect()
+        call.arguments.iter().map(|argument| self.value(argument)).collect()
     }
 
     /// A block of something unknown may run: what it sets is not known, but it is looked at.
     fn known_or_read(&mut self, value: Value, call: &Call, line: u32) -> Value {
         if let (Value::Unknown(_), Some(block)) = (&value, &call.block) {
-            let why = Why {
-                line,
-                why: format!("a block given to `{}`", call.name),
-            };
+            let why = Why { line, why: format!("a block given to `{}`", call.name) };
             self.perhaps(why, &[&block.body]);
         }
         value
@@ -339,24 +287,15 @@ impl<'a, L: Language> Evaluator<'a, L> {
         let arguments = self.arguments(call);
         match (call.name.as_str(), arguments.as_slice()) {
             ("__dir__", []) => {
-                return Value::Str(
-                    self.file
-                        .parent()
-                        .map_or_else(String::new, |dir| dir.display().to_string()),
-                );
+                return Value::Str(self.file.parent().map_or_else(String::new, |dir| dir.display().to_string()));
             }
             ("require" | "require_relative" | "puts" | "warn" | "p", _) => return Value::Nil,
             ("load", [path]) => return self.load(path, line),
             ("lambda" | "proc", []) => return Value::unknown(line, "a lambda"),
             _ => {}
         }
-        let invocation = Invocation {
-            file: &self.file,
-            line,
-            source: call,
-            arguments: arguments.clone(),
-            uncertain: self.uncertain.clone(),
-        };
+        let invocation =
+            Invocation { file: &self.file, line, source: call, arguments: arguments.clone(), uncertain: self.uncertain.clone() };
         if let Some(value) = self.language.call(&invocation) {
             return value;
         }
@@ -366,10 +305,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
 
     fn load(&mut self, path: &Value, line: u32) -> Value {
         let Some(path) = path.as_str() else {
-            let why = Why {
-                line,
-                why: format!("the file to load: {}", reason(path)),
-            };
+            let why = Why { line, why: format!("the file to load: {}", reason(path)) };
             self.language.unknown(&self.file, why.clone());
             return Value::Unknown(why);
         };
@@ -386,10 +322,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 Value::Bool(true)
             }
             Err(why) => {
-                let why = Why {
-                    line,
-                    why: format!("the file to load: {why}"),
-                };
+                let why = Why { line, why: format!("the file to load: {why}") };
                 self.language.unknown(&self.file, why.clone());
                 Value::Unknown(why)
             }
@@ -399,16 +332,9 @@ impl<'a, L: Language> Evaluator<'a, L> {
     fn environment(&mut self, call: &Call, line: u32) -> Value {
         let arguments = self.arguments(call);
         let Some(name) = arguments.first().and_then(Value::as_str) else {
-            return Value::unknown(
-                line,
-                format!("ENV.{} of a name that is not known", call.name),
-            );
+            return Value::unknown(line, format!("ENV.{} of a name that is not known", call.name));
         };
-        let present = self
-            .exported
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| (self.environment)(name).map_or(Value::Nil, Value::Str));
+        let present = self.exported.get(name).cloned().unwrap_or_else(|| (self.environment)(name).map_or(Value::Nil, Value::Str));
         match (call.name.as_str(), arguments.get(1), &call.block) {
             ("[]", ..) => present,
             ("[]=", Some(value), _) => {
@@ -422,13 +348,8 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 self.value(&body)
             }
             ("fetch", Some(default), None) => default.clone(),
-            ("fetch", None, None) => Value::unknown(
-                line,
-                format!("the environment variable {name}, which is not set"),
-            ),
-            ("key?" | "has_key?" | "include?" | "member?", ..) => {
-                present.truth().map_or(present, Value::Bool)
-            }
+            ("fetch", None, None) => Value::unknown(line, format!("the environment variable {name}, which is not set")),
+            ("key?" | "has_key?" | "include?" | "member?", ..) => present.truth().map_or(present, Value::Bool),
             _ => Value::unknown(line, format!("ENV.{}", call.name)),
         }
     }
@@ -439,50 +360,28 @@ impl<'a, L: Language> Evaluator<'a, L> {
             return Value::Nil;
         };
         let arguments = self.arguments(call);
-        let turns: Option<Vec<Vec<Value>>> =
-            match (receiver, call.name.as_str(), arguments.as_slice()) {
-                (Value::Int(n), "times", []) if *n <= TURNS => {
-                    Some((0..*n).map(|i| vec![Value::Int(i)]).collect())
-                }
-                (Value::Int(from), "upto", [Value::Int(to)])
-                    if to.saturating_sub(*from) < TURNS =>
-                {
-                    Some((*from..=*to).map(|i| vec![Value::Int(i)]).collect())
-                }
-                (Value::Array(values), "each" | "map", []) => {
-                    Some(values.iter().map(|value| vec![value.clone()]).collect())
-                }
-                (Value::Array(values), "each_with_index", []) => Some(
-                    values
-                        .iter()
-                        .zip(0_i64..)
-                        .map(|(value, index)| vec![value.clone(), Value::Int(index)])
-                        .collect(),
-                ),
-                (value, "tap" | "then", []) => Some(vec![vec![value.clone()]]),
-                _ => None,
-            };
+        let turns: Option<Vec<Vec<Value>>> = match (receiver, call.name.as_str(), arguments.as_slice()) {
+            (Value::Int(n), "times", []) if *n <= TURNS => Some((0..*n).map(|i| vec![Value::Int(i)]).collect()),
+            (Value::Int(from), "upto", [Value::Int(to)]) if to.saturating_sub(*from) < TURNS => {
+                Some((*from..=*to).map(|i| vec![Value::Int(i)]).collect())
+            }
+            (Value::Array(values), "each" | "map", []) => Some(values.iter().map(|value| vec![value.clone()]).collect()),
+            (Value::Array(values), "each_with_index", []) => {
+                Some(values.iter().zip(0_i64..).map(|(value, index)| vec![value.clone(), Value::Int(index)]).collect())
+            }
+            (value, "tap" | "then", []) => Some(vec![vec![value.clone()]]),
+            _ => None,
+        };
         let Some(turns) = turns else {
-            let why = receiver.why().cloned().unwrap_or_else(|| Why {
-                line,
-                why: format!("`{}` with a block", call.name),
-            });
+            let why = receiver.why().cloned().unwrap_or_else(|| Why { line, why: format!("`{}` with a block", call.name) });
             for parameter in &block.parameters {
-                self.variables
-                    .insert(parameter.clone(), Value::Unknown(why.clone()));
+                self.variables.insert(parameter.clone(), Value::Unknown(why.clone()));
             }
             self.perhaps(why.clone(), &[&block.body]);
             return Value::Unknown(why);
         };
-        let results = turns
-            .into_iter()
-            .map(|turn| self.turn(block, turn))
-            .collect();
-        if call.name == "map" {
-            Value::Array(results)
-        } else {
-            receiver.clone()
-        }
+        let results = turns.into_iter().map(|turn| self.turn(block, turn)).collect();
+        if call.name == "map" { Value::Array(results) } else { receiver.clone() }
     }
 
     fn turn(&mut self, block: &Block, arguments: Vec<Value>) -> Value {
@@ -508,9 +407,7 @@ fn is_environment(receiver: Option<&Expression>) -> bool {
 }
 
 fn reason(value: &Value) -> &str {
-    value
-        .why()
-        .map_or("something that is not known", |why| &why.why)
+    value.why().map_or("something that is not known", |why| &why.why)
 }
 
 /// Expressions that are evaluated in one file and what it loads. A long puma.rb takes some 500.

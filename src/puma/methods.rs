@@ -27,9 +27,7 @@ pub(super) fn of_value(receiver: &Value, name: &str, arguments: &[Value], line: 
             },
             Value::Array(values) => of_array(values, name, arguments),
             Value::Hash(_) => match (name, arguments) {
-                ("[]" | "fetch", [key]) => {
-                    key.as_str().and_then(|key| receiver.entry(key)).cloned()
-                }
+                ("[]" | "fetch", [key]) => key.as_str().and_then(|key| receiver.entry(key)).cloned(),
                 _ => None,
             },
             Value::Nil => match (name, arguments) {
@@ -44,13 +42,7 @@ pub(super) fn of_value(receiver: &Value, name: &str, arguments: &[Value], line: 
 }
 
 /// A method of a module: `File.join`, `Etc.nprocessors`.
-pub(super) fn of_module(
-    module: &str,
-    name: &str,
-    arguments: &[Value],
-    directory: &Path,
-    line: u32,
-) -> Value {
+pub(super) fn of_module(module: &str, name: &str, arguments: &[Value], directory: &Path, line: u32) -> Value {
     if let Some(why) = arguments.iter().find_map(Value::why) {
         return Value::Unknown(why.clone());
     }
@@ -60,19 +52,11 @@ pub(super) fn of_module(
     let result = match (module, name, texts.as_slice()) {
         ("File", "join", [_, ..]) => Some(text(join(&texts))),
         ("File", "expand_path" | "absolute_path", [path]) => Some(text(expand(path, directory))),
-        ("File", "expand_path" | "absolute_path", [path, base]) => {
-            Some(text(expand(path, Path::new(&expand(base, directory)))))
+        ("File", "expand_path" | "absolute_path", [path, base]) => Some(text(expand(path, Path::new(&expand(base, directory))))),
+        ("File", "dirname", [path]) => {
+            Path::new(path).parent().map(|parent| text(if parent == Path::new("") { ".".into() } else { parent.display().to_string() }))
         }
-        ("File", "dirname", [path]) => Path::new(path).parent().map(|parent| {
-            text(if parent == Path::new("") {
-                ".".into()
-            } else {
-                parent.display().to_string()
-            })
-        }),
-        ("File", "basename", [path]) => Path::new(path)
-            .file_name()
-            .map(|name| text(name.to_string_lossy().into_owned())),
+        ("File", "basename", [path]) => Path::new(path).file_name().map(|name| text(name.to_string_lossy().into_owned())),
         ("Dir", "pwd" | "getwd", []) => Some(text(directory.display().to_string())),
         ("Etc", "nprocessors", []) => processors().map(Value::Int),
         _ => None,
@@ -98,9 +82,7 @@ pub(super) fn of_kernel(name: &str, arguments: &[Value], line: u32) -> Value {
 
 fn of_integer(value: i64, name: &str, arguments: &[Value]) -> Option<Value> {
     Some(match (name, arguments) {
-        ("to_i" | "floor" | "ceil" | "round" | "abs", []) if value >= 0 || name != "abs" => {
-            Value::Int(value)
-        }
+        ("to_i" | "floor" | "ceil" | "round" | "abs", []) if value >= 0 || name != "abs" => Value::Int(value),
         ("zero?", []) => Value::Bool(value == 0),
         ("positive?", []) => Value::Bool(value > 0),
         ("seconds" | "second", []) => return None,
@@ -118,9 +100,7 @@ fn of_integer(value: i64, name: &str, arguments: &[Value]) -> Option<Value> {
             ">=" => Value::Bool(value >= *other),
             _ => return None,
         },
-        ("clamp", [Value::Int(low), Value::Int(high)]) if low <= high => {
-            Value::Int(value.clamp(*low, *high))
-        }
+        ("clamp", [Value::Int(low), Value::Int(high)]) if low <= high => Value::Int(value.clamp(*low, *high)),
         (_, [Value::Float(_)]) => return of_float(float(value)?, name, arguments),
         _ => return None,
     })
@@ -167,10 +147,7 @@ fn of_string(text: &str, name: &str, arguments: &[Value]) -> Option<Value> {
         ("end_with?", [Value::Str(other)]) => Some(Value::Bool(text.ends_with(other.as_str()))),
         ("include?", [Value::Str(other)]) => Some(Value::Bool(text.contains(other.as_str()))),
         ("split", [Value::Str(other)]) if !other.trim().is_empty() => {
-            let mut parts: Vec<_> = text
-                .split(other.as_str())
-                .map(|part| Value::Str(part.to_owned()))
-                .collect();
+            let mut parts: Vec<_> = text.split(other.as_str()).map(|part| Value::Str(part.to_owned())).collect();
             while parts.last() == Some(&Value::Str(String::new())) {
                 parts.pop();
             }
@@ -181,63 +158,25 @@ fn of_string(text: &str, name: &str, arguments: &[Value]) -> Option<Value> {
 }
 
 fn of_array(values: &[Value], name: &str, arguments: &[Value]) -> Option<Value> {
-    let integers = || {
-        values.iter().map(|value| {
-            if let Value::Int(value) = value {
-                Some(*value)
-            } else {
-                None
-            }
-        })
-    };
+    let integers = || values.iter().map(|value| if let Value::Int(value) = value { Some(*value) } else { None });
     match (name, arguments) {
-        ("max", []) => integers()
-            .collect::<Option<Vec<_>>>()?
-            .into_iter()
-            .max()
-            .map(Value::Int),
-        ("min", []) => integers()
-            .collect::<Option<Vec<_>>>()?
-            .into_iter()
-            .min()
-            .map(Value::Int),
-        ("sum", []) => integers()
-            .collect::<Option<Vec<_>>>()?
-            .into_iter()
-            .try_fold(0_i64, i64::checked_add)
-            .map(Value::Int),
+        ("max", []) => integers().collect::<Option<Vec<_>>>()?.into_iter().max().map(Value::Int),
+        ("min", []) => integers().collect::<Option<Vec<_>>>()?.into_iter().min().map(Value::Int),
+        ("sum", []) => integers().collect::<Option<Vec<_>>>()?.into_iter().try_fold(0_i64, i64::checked_add).map(Value::Int),
         ("first", []) => Some(values.first().cloned().unwrap_or(Value::Nil)),
         ("last", []) => Some(values.last().cloned().unwrap_or(Value::Nil)),
         ("length" | "size" | "count", []) => i64::try_from(values.len()).ok().map(Value::Int),
         ("empty?", []) => Some(Value::Bool(values.is_empty())),
-        ("any?", []) => values
-            .iter()
-            .map(Value::truth)
-            .collect::<Option<Vec<_>>>()
-            .map(|truths| Value::Bool(truths.contains(&true))),
-        ("compact", []) => Some(Value::Array(
-            values
-                .iter()
-                .filter(|value| **value != Value::Nil)
-                .cloned()
-                .collect(),
-        )),
+        ("any?", []) => values.iter().map(Value::truth).collect::<Option<Vec<_>>>().map(|truths| Value::Bool(truths.contains(&true))),
+        ("compact", []) => Some(Value::Array(values.iter().filter(|value| **value != Value::Nil).cloned().collect())),
         ("include?", [value]) => Some(Value::Bool(values.contains(value))),
-        ("join", [Value::Str(separator)]) => values
-            .iter()
-            .map(Value::text)
-            .collect::<Option<Vec<_>>>()
-            .map(|texts| Value::Str(texts.join(separator))),
-        ("[]", [Value::Int(index)]) => Some(
-            usize::try_from(*index)
-                .ok()
-                .and_then(|index| values.get(index))
-                .cloned()
-                .unwrap_or(Value::Nil),
-        ),
-        ("+", [Value::Array(others)]) => {
-            Some(Value::Array(values.iter().chain(others).cloned().collect()))
+        ("join", [Value::Str(separator)]) => {
+            values.iter().map(Value::text).collect::<Option<Vec<_>>>().map(|texts| Value::Str(texts.join(separator)))
         }
+        ("[]", [Value::Int(index)]) => {
+            Some(usize::try_from(*index).ok().and_then(|index| values.get(index)).cloned().unwrap_or(Value::Nil))
+        }
+        ("+", [Value::Array(others)]) => Some(Value::Array(values.iter().chain(others).cloned().collect())),
         _ => None,
     }
 }
@@ -246,9 +185,7 @@ fn of_array(values: &[Value], name: &str, arguments: &[Value]) -> Option<Value> 
 fn leading_integer(text: &str) -> i64 {
     let text = text.trim_start();
     let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-    let end = digits
-        .find(|c: char| !c.is_ascii_digit() && c != '_')
-        .unwrap_or(digits.len());
+    let end = digits.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(digits.len());
     let digits = digits.get(..end).unwrap_or_default().replace('_', "");
     digits.parse::<i64>().unwrap_or(0).saturating_mul(sign)
 }
@@ -256,10 +193,7 @@ fn leading_integer(text: &str) -> i64 {
 /// `File.join`: one slash between the parts, none doubled.
 fn join(parts: &[&str]) -> String {
     let mut joined = String::new();
-    for (part, first) in parts
-        .iter()
-        .zip(std::iter::once(true).chain(std::iter::repeat(false)))
-    {
+    for (part, first) in parts.iter().zip(std::iter::once(true).chain(std::iter::repeat(false))) {
         if first {
             joined.push_str(part);
             continue;
@@ -282,9 +216,7 @@ fn expand(path: &str, base: &Path) -> String {
                 expanded.pop();
             }
             Component::CurDir => {}
-            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => {
-                expanded.push(component)
-            }
+            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => expanded.push(component),
         }
     }
     expanded.display().to_string()
@@ -301,11 +233,7 @@ fn float(value: i64) -> Option<f64> {
 }
 
 fn whole(value: f64) -> Option<i64> {
-    if value.abs() < f64::from(i32::MAX) {
-        format!("{value:.0}").parse().ok()
-    } else {
-        None
-    }
+    if value.abs() < f64::from(i32::MAX) { format!("{value:.0}").parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -315,10 +243,7 @@ mod tests {
     #[test]
     fn paths_are_joined_and_expanded_as_ruby_does() {
         assert_eq!(join(&["a/", "/b", "c"]), "a/b/c");
-        assert_eq!(
-            expand("../tmp/./x.sock", Path::new("/srv/app/config")),
-            "/srv/app/tmp/x.sock"
-        );
+        assert_eq!(expand("../tmp/./x.sock", Path::new("/srv/app/config")), "/srv/app/tmp/x.sock");
         assert_eq!(expand("/run/x", Path::new("/srv")), "/run/x");
     }
 
@@ -333,14 +258,8 @@ mod tests {
     fn arithmetic_that_overflows_is_not_known() {
         let product = of_value(&Value::Int(i64::MAX), "*", &[Value::Int(2)], 7);
         assert_eq!(product, Value::unknown(7, "the method `*`"));
-        assert_eq!(
-            of_value(&Value::Int(-7), "/", &[Value::Int(2)], 1),
-            Value::Int(-4)
-        );
-        assert_eq!(
-            of_value(&Value::Int(3), "*", &[Value::Float(1.5)], 1),
-            Value::Float(4.5)
-        );
+        assert_eq!(of_value(&Value::Int(-7), "/", &[Value::Int(2)], 1), Value::Int(-4));
+        assert_eq!(of_value(&Value::Int(3), "*", &[Value::Float(1.5)], 1), Value::Float(4.5));
     }
 
     #[test]

@@ -172,20 +172,10 @@ impl std::error::Error for ReadError {}
 /// # Errors
 /// When the file exists but cannot be read or is not Ruby.
 pub fn read(app: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<PumaRb, ReadError> {
-    let named = format!(
-        "config/puma/{}.rb",
-        Defaults::from_environment(environment).environment
-    );
-    match [named.as_str(), "config/puma.rb"]
-        .iter()
-        .map(|name| app.join(name))
-        .find(|path| path.is_file())
-    {
+    let named = format!("config/puma/{}.rb", Defaults::from_environment(environment).environment);
+    match [named.as_str(), "config/puma.rb"].iter().map(|name| app.join(name)).find(|path| path.is_file()) {
         Some(path) => read_file(app, &path, environment),
-        None => Ok(PumaRb {
-            defaults: Defaults::from_environment(environment),
-            ..PumaRb::default()
-        }),
+        None => Ok(PumaRb { defaults: Defaults::from_environment(environment), ..PumaRb::default() }),
     }
 }
 
@@ -193,15 +183,8 @@ pub fn read(app: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<
 ///
 /// # Errors
 /// When the file cannot be read or is not Ruby.
-pub fn read_file(
-    app: &Path,
-    path: &Path,
-    environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<PumaRb, ReadError> {
-    let io = |error| ReadError::Io {
-        path: path.to_owned(),
-        error,
-    };
+pub fn read_file(app: &Path, path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<PumaRb, ReadError> {
+    let io = |error| ReadError::Io { path: path.to_owned(), error };
     let app = std::path::absolute(app).map_err(io)?;
     let path = app.join(path);
     let program = parse_file(&path)?;
@@ -216,29 +199,20 @@ pub fn read_file(
 }
 
 pub(super) fn parse_file(path: &Path) -> Result<Expression, ReadError> {
-    let io = |error| ReadError::Io {
-        path: path.to_owned(),
-        error,
-    };
+    let io = |error| ReadError::Io { path: path.to_owned(), error };
     let mut source = Vec::new();
     let file = File::open(path).map_err(io)?;
     if !file.metadata().map_err(io)?.is_file() {
         return Err(io(io::Error::other("it is not a file")));
     }
     file.take(READ_LIMIT).read_to_end(&mut source).map_err(io)?;
-    ruby::parse(path, &source).map_err(|error| ReadError::Ruby {
-        path: path.to_owned(),
-        error,
-    })
+    ruby::parse(path, &source).map_err(|error| ReadError::Ruby { path: path.to_owned(), error })
 }
 
 /// Where Puma listens if nothing says otherwise. Puma 8 takes `[::]` where there is IPv6: just as public.
 #[must_use]
 pub fn default_bind() -> Bind {
-    Bind::Tcp {
-        host: "0.0.0.0".to_owned(),
-        port: 9292,
-    }
+    Bind::Tcp { host: "0.0.0.0".to_owned(), port: 9292 }
 }
 
 impl PumaRb {
@@ -267,18 +241,14 @@ impl PumaRb {
     /// `RACK_ENV` as Puma sets it; `None` if not known.
     #[must_use]
     pub fn environment(&self) -> Option<String> {
-        self.environment
-            .or_default(self.defaults.environment.clone())
+        self.environment.or_default(self.defaults.environment.clone())
     }
 
     /// What Puma listens on; the default bind, without a line, if the file names none.
     #[must_use]
     pub fn listeners(&self) -> Vec<Listener> {
         if self.binds.is_empty() && !self.binds_incomplete {
-            return vec![Listener {
-                bind: default_bind(),
-                line: 0,
-            }];
+            return vec![Listener { bind: default_bind(), line: 0 }];
         }
         self.binds.clone()
     }
@@ -287,12 +257,7 @@ impl PumaRb {
 impl Defaults {
     #[must_use]
     pub fn from_environment(environment: &dyn Fn(&str) -> Option<String>) -> Self {
-        let number = |names: &[&str]| {
-            names
-                .iter()
-                .find_map(|name| environment(name))
-                .and_then(|value| value.trim().parse::<u32>().ok())
-        };
+        let number = |names: &[&str]| names.iter().find_map(|name| environment(name)).and_then(|value| value.trim().parse::<u32>().ok());
         let workers = environment("WEB_CONCURRENCY").map(|value| value.trim().to_owned());
         Self {
             workers: match workers.as_deref() {

@@ -108,10 +108,7 @@ impl Expression {
             | Kind::File
             | Kind::Local(_)
             | Kind::Constant(_) => {}
-            Kind::Interpolated(parts)
-            | Kind::Array(parts)
-            | Kind::Sequence(parts)
-            | Kind::Opaque(_, parts) => {
+            Kind::Interpolated(parts) | Kind::Array(parts) | Kind::Sequence(parts) | Kind::Opaque(_, parts) => {
                 for part in parts {
                     part.walk(visit);
                 }
@@ -138,11 +135,7 @@ impl Expression {
                     block.body.walk(visit);
                 }
             }
-            Kind::If {
-                condition,
-                then,
-                otherwise,
-            } => {
+            Kind::If { condition, then, otherwise } => {
                 condition.walk(visit);
                 then.walk(visit);
                 otherwise.walk(visit);
@@ -165,11 +158,7 @@ impl Expression {
     /// The text of a string or symbol without interpolation.
     #[must_use]
     pub fn literal(&self) -> Option<&str> {
-        if let Kind::Str(text) | Kind::Sym(text) = &self.kind {
-            Some(text)
-        } else {
-            None
-        }
+        if let Kind::Str(text) | Kind::Sym(text) = &self.kind { Some(text) } else { None }
     }
 
     /// The name of a receiver-less call, local or constant: how Ruby writes `config` or `Rails`.
@@ -177,9 +166,7 @@ impl Expression {
     pub fn name(&self) -> Option<&str> {
         match &self.kind {
             Kind::Local(name) | Kind::Constant(name) => Some(name),
-            Kind::Call(call) if call.receiver.is_none() && call.arguments.is_empty() => {
-                Some(&call.name)
-            }
+            Kind::Call(call) if call.receiver.is_none() && call.arguments.is_empty() => Some(&call.name),
             Kind::Nil
             | Kind::True
             | Kind::False
@@ -212,10 +199,7 @@ impl Call {
             let Kind::Hash(pairs) = &argument.kind else {
                 return None;
             };
-            pairs
-                .iter()
-                .find(|(name, _)| name.literal() == Some(key))
-                .map(|(_, value)| value)
+            pairs.iter().find(|(name, _)| name.literal() == Some(key)).map(|(_, value)| value)
         })
     }
 }
@@ -234,37 +218,20 @@ pub fn parse(path: &Path, source: &[u8]) -> Result<Expression, ParseError> {
         .name("ruby-parser".to_owned())
         .stack_size(STACK)
         .spawn(move || parse_here(name, source))
-        .and_then(|thread| {
-            thread
-                .join()
-                .map_err(|_| std::io::Error::other("the parser panicked"))
-        })
+        .and_then(|thread| thread.join().map_err(|_| std::io::Error::other("the parser panicked")))
         .map_err(|_| ParseError::Parser)?
 }
 
 fn parse_here(name: String, source: Vec<u8>) -> Result<Expression, ParseError> {
     let lines = Lines::of(&source);
-    let options = ParserOptions {
-        buffer_name: name,
-        record_tokens: false,
-        ..ParserOptions::default()
-    };
+    let options = ParserOptions { buffer_name: name, record_tokens: false, ..ParserOptions::default() };
     let result = Parser::new(source, options).do_parse();
-    if let Some(error) = result
-        .diagnostics
-        .iter()
-        .find(|diagnostic| diagnostic.level == ErrorLevel::Error)
-    {
-        return Err(ParseError::Syntax {
-            line: lines.at(error.loc.begin),
-        });
+    if let Some(error) = result.diagnostics.iter().find(|diagnostic| diagnostic.level == ErrorLevel::Error) {
+        return Err(ParseError::Syntax { line: lines.at(error.loc.begin) });
     }
     Ok(match result.ast {
         Some(node) => Lower { lines: &lines }.node(&node, 0),
-        None => Expression {
-            line: 1,
-            kind: Kind::Sequence(Vec::new()),
-        },
+        None => Expression { line: 1, kind: Kind::Sequence(Vec::new()) },
     })
 }
 
@@ -290,11 +257,7 @@ struct Lower<'l> {
 impl Lower<'_> {
     fn node(&self, node: &Node, depth: usize) -> Expression {
         let line = self.lines.at(node.expression().begin);
-        let kind = if depth >= DEPTH {
-            Kind::Opaque("an expression nested too deeply", Vec::new())
-        } else {
-            self.kind(node, depth + 1)
-        };
+        let kind = if depth >= DEPTH { Kind::Opaque("an expression nested too deeply", Vec::new()) } else { self.kind(node, depth + 1) };
         Expression { line, kind }
     }
 
@@ -307,27 +270,11 @@ impl Lower<'_> {
     }
 
     fn optional(&self, node: Option<&Node>, depth: usize) -> Box<Expression> {
-        node.map_or_else(
-            || {
-                Box::new(Expression {
-                    line: 0,
-                    kind: Kind::Sequence(Vec::new()),
-                })
-            },
-            |node| self.boxed(node, depth),
-        )
+        node.map_or_else(|| Box::new(Expression { line: 0, kind: Kind::Sequence(Vec::new()) }), |node| self.boxed(node, depth))
     }
 
-    fn several<'n>(
-        &self,
-        parts: impl IntoIterator<Item = Option<&'n Node>>,
-        depth: usize,
-    ) -> Vec<Expression> {
-        parts
-            .into_iter()
-            .flatten()
-            .map(|node| self.node(node, depth))
-            .collect()
+    fn several<'n>(&self, parts: impl IntoIterator<Item = Option<&'n Node>>, depth: usize) -> Vec<Expression> {
+        parts.into_iter().flatten().map(|node| self.node(node, depth)).collect()
     }
 
     // The parser's enum has 124 variants and is not ours: what is not named here is opaque on purpose.
@@ -337,14 +284,8 @@ impl Lower<'_> {
             Node::Nil(_) => Kind::Nil,
             Node::True(_) => Kind::True,
             Node::False(_) => Kind::False,
-            Node::Int(n) => {
-                integer(&n.value).map_or(Kind::Opaque("a large integer", Vec::new()), Kind::Int)
-            }
-            Node::Float(n) => n
-                .value
-                .replace('_', "")
-                .parse()
-                .map_or(Kind::Opaque("a number", Vec::new()), Kind::Float),
+            Node::Int(n) => integer(&n.value).map_or(Kind::Opaque("a large integer", Vec::new()), Kind::Int),
+            Node::Float(n) => n.value.replace('_', "").parse().map_or(Kind::Opaque("a number", Vec::new()), Kind::Float),
             Node::Str(n) => Kind::Str(n.value.to_string_lossy()),
             Node::Sym(n) => Kind::Sym(n.name.to_string_lossy()),
             Node::Dstr(n) => joined(self.nodes(&n.parts, depth)),
@@ -355,18 +296,10 @@ impl Lower<'_> {
             Node::Kwargs(n) => self.hash(&n.pairs, depth),
             Node::File(_) => Kind::File,
             Node::Lvar(n) => Kind::Local(n.name.clone()),
-            Node::Lvasgn(n) => {
-                Kind::AssignLocal(n.name.clone(), self.optional(n.value.as_deref(), depth))
-            }
+            Node::Lvasgn(n) => Kind::AssignLocal(n.name.clone(), self.optional(n.value.as_deref(), depth)),
             Node::Const(n) => Kind::Constant(constant(n.scope.as_deref(), &n.name)),
-            Node::Casgn(n) => Kind::AssignConstant(
-                constant(n.scope.as_deref(), &n.name),
-                self.optional(n.value.as_deref(), depth),
-            ),
-            Node::OrAsgn(n) => Kind::OrAssign(
-                Box::new(self.read_of(&n.recv, depth)),
-                self.boxed(&n.value, depth),
-            ),
+            Node::Casgn(n) => Kind::AssignConstant(constant(n.scope.as_deref(), &n.name), self.optional(n.value.as_deref(), depth)),
+            Node::OrAsgn(n) => Kind::OrAssign(Box::new(self.read_of(&n.recv, depth)), self.boxed(&n.value, depth)),
             Node::OpAsgn(n) => self.operator_assignment(n, depth),
             Node::Send(n) => self.call(n.recv.as_deref(), &n.method_name, &n.args, depth),
             Node::CSend(n) => Kind::Opaque("`&.`", {
@@ -378,27 +311,15 @@ impl Lower<'_> {
             Node::IndexAsgn(n) => {
                 let mut arguments = self.nodes(&n.indexes, depth);
                 arguments.extend(n.value.as_deref().map(|value| self.node(value, depth)));
-                Kind::Call(Call {
-                    receiver: Some(self.boxed(&n.recv, depth)),
-                    name: "[]=".to_owned(),
-                    arguments,
-                    block: None,
-                })
+                Kind::Call(Call { receiver: Some(self.boxed(&n.recv, depth)), name: "[]=".to_owned(), arguments, block: None })
             }
-            Node::Block(n) => self.with_block(
-                &n.call,
-                parameters(n.args.as_deref()),
-                n.body.as_deref(),
-                depth,
-            ),
+            Node::Block(n) => self.with_block(&n.call, parameters(n.args.as_deref()), n.body.as_deref(), depth),
             Node::Numblock(n) => {
                 let names = (1..=n.numargs).map(|number| format!("_{number}")).collect();
                 self.with_block(&n.call, names, Some(&n.body), depth)
             }
             Node::If(n) => self.branch(&n.cond, n.if_true.as_deref(), n.if_false.as_deref(), depth),
-            Node::IfMod(n) => {
-                self.branch(&n.cond, n.if_true.as_deref(), n.if_false.as_deref(), depth)
-            }
+            Node::IfMod(n) => self.branch(&n.cond, n.if_true.as_deref(), n.if_false.as_deref(), depth),
             Node::IfTernary(n) => self.branch(&n.cond, Some(&n.if_true), Some(&n.if_false), depth),
             Node::And(n) => Kind::And(self.boxed(&n.lhs, depth), self.boxed(&n.rhs, depth)),
             Node::Or(n) => Kind::Or(self.boxed(&n.lhs, depth), self.boxed(&n.rhs, depth)),
@@ -407,26 +328,15 @@ impl Lower<'_> {
             Node::Module(n) => Kind::Opaque("a module", self.several([n.body.as_deref()], depth)),
             Node::Class(n) => Kind::Opaque("a class", self.several([n.body.as_deref()], depth)),
             Node::SClass(n) => Kind::Opaque("a class", self.several([n.body.as_deref()], depth)),
-            Node::Def(n) => Kind::Opaque(
-                "a method definition",
-                self.several([n.body.as_deref()], depth),
-            ),
-            Node::Defs(n) => Kind::Opaque(
-                "a method definition",
-                self.several([n.body.as_deref()], depth),
-            ),
+            Node::Def(n) => Kind::Opaque("a method definition", self.several([n.body.as_deref()], depth)),
+            Node::Defs(n) => Kind::Opaque("a method definition", self.several([n.body.as_deref()], depth)),
             Node::Rescue(n) => {
                 let mut parts = self.several([n.body.as_deref(), n.else_.as_deref()], depth);
                 parts.extend(self.nodes(&n.rescue_bodies, depth));
                 Kind::Opaque("`rescue`", parts)
             }
-            Node::RescueBody(n) => {
-                Kind::Opaque("`rescue`", self.several([n.body.as_deref()], depth))
-            }
-            Node::Ensure(n) => Kind::Opaque(
-                "`ensure`",
-                self.several([n.body.as_deref(), n.ensure.as_deref()], depth),
-            ),
+            Node::RescueBody(n) => Kind::Opaque("`rescue`", self.several([n.body.as_deref()], depth)),
+            Node::Ensure(n) => Kind::Opaque("`ensure`", self.several([n.body.as_deref(), n.ensure.as_deref()], depth)),
             Node::Case(n) => {
                 let mut parts = self.several([n.expr.as_deref(), n.else_body.as_deref()], depth);
                 parts.extend(self.nodes(&n.when_bodies, depth));
@@ -437,41 +347,18 @@ impl Lower<'_> {
                 parts.extend(self.several([n.body.as_deref()], depth));
                 Kind::Opaque("`when`", parts)
             }
-            Node::While(n) => Kind::Opaque(
-                "`while`",
-                self.several([Some(&*n.cond), n.body.as_deref()], depth),
-            ),
-            Node::Until(n) => Kind::Opaque(
-                "`until`",
-                self.several([Some(&*n.cond), n.body.as_deref()], depth),
-            ),
+            Node::While(n) => Kind::Opaque("`while`", self.several([Some(&*n.cond), n.body.as_deref()], depth)),
+            Node::Until(n) => Kind::Opaque("`until`", self.several([Some(&*n.cond), n.body.as_deref()], depth)),
             Node::For(n) => Kind::Opaque("`for`", self.several([n.body.as_deref()], depth)),
-            Node::Ivasgn(n) => Kind::Opaque(
-                "an instance variable",
-                self.several([n.value.as_deref()], depth),
-            ),
-            Node::Gvasgn(n) => Kind::Opaque(
-                "a global variable",
-                self.several([n.value.as_deref()], depth),
-            ),
-            Node::Irange(n) => Kind::Opaque(
-                "a range",
-                self.several([n.left.as_deref(), n.right.as_deref()], depth),
-            ),
-            Node::Erange(n) => Kind::Opaque(
-                "a range",
-                self.several([n.left.as_deref(), n.right.as_deref()], depth),
-            ),
+            Node::Ivasgn(n) => Kind::Opaque("an instance variable", self.several([n.value.as_deref()], depth)),
+            Node::Gvasgn(n) => Kind::Opaque("a global variable", self.several([n.value.as_deref()], depth)),
+            Node::Irange(n) => Kind::Opaque("a range", self.several([n.left.as_deref(), n.right.as_deref()], depth)),
+            Node::Erange(n) => Kind::Opaque("a range", self.several([n.left.as_deref(), n.right.as_deref()], depth)),
             Node::Regexp(n) => Kind::Opaque("a regular expression", self.nodes(&n.parts, depth)),
             Node::Splat(n) => Kind::Opaque("a splat", self.several([n.value.as_deref()], depth)),
-            Node::BlockPass(n) => Kind::Opaque(
-                "a block argument",
-                self.several([n.value.as_deref()], depth),
-            ),
+            Node::BlockPass(n) => Kind::Opaque("a block argument", self.several([n.value.as_deref()], depth)),
             Node::Return(n) => Kind::Opaque("`return`", self.nodes(&n.args, depth)),
-            Node::Xstr(_) | Node::XHeredoc(_) => {
-                Kind::Opaque("the output of a command", Vec::new())
-            }
+            Node::Xstr(_) | Node::XHeredoc(_) => Kind::Opaque("the output of a command", Vec::new()),
             Node::Ivar(_) => Kind::Opaque("an instance variable", Vec::new()),
             Node::Gvar(_) => Kind::Opaque("a global variable", Vec::new()),
             _ => Kind::Opaque("this Ruby", Vec::new()),
@@ -499,39 +386,17 @@ impl Lower<'_> {
         })
     }
 
-    fn with_block(
-        &self,
-        call: &Node,
-        parameters: Vec<String>,
-        body: Option<&Node>,
-        depth: usize,
-    ) -> Kind {
-        let block = Block {
-            parameters,
-            body: self.optional(body, depth),
-        };
+    fn with_block(&self, call: &Node, parameters: Vec<String>, body: Option<&Node>, depth: usize) -> Kind {
+        let block = Block { parameters, body: self.optional(body, depth) };
         if let Kind::Call(call) = self.kind(call, depth) {
-            Kind::Call(Call {
-                block: Some(block),
-                ..call
-            })
+            Kind::Call(Call { block: Some(block), ..call })
         } else {
             Kind::Opaque("a block", vec![*block.body])
         }
     }
 
-    fn branch(
-        &self,
-        condition: &Node,
-        then: Option<&Node>,
-        otherwise: Option<&Node>,
-        depth: usize,
-    ) -> Kind {
-        Kind::If {
-            condition: self.boxed(condition, depth),
-            then: self.optional(then, depth),
-            otherwise: self.optional(otherwise, depth),
-        }
+    fn branch(&self, condition: &Node, then: Option<&Node>, otherwise: Option<&Node>, depth: usize) -> Kind {
+        Kind::If { condition: self.boxed(condition, depth), then: self.optional(then, depth), otherwise: self.optional(otherwise, depth) }
     }
 
     /// `a += b` is `a = a + b` for a local; for anything else it is not followed.
@@ -549,35 +414,20 @@ impl Lower<'_> {
             arguments: vec![value],
             block: None,
         };
-        Kind::AssignLocal(
-            name,
-            Box::new(Expression {
-                line,
-                kind: Kind::Call(sum),
-            }),
-        )
+        Kind::AssignLocal(name, Box::new(Expression { line, kind: Kind::Call(sum) }))
     }
 
     /// The target of an assignment as the expression that reads it.
     fn read_of(&self, node: &Node, depth: usize) -> Expression {
         let line = self.lines.at(node.expression().begin);
         if let Node::Lvasgn(local) = node {
-            return Expression {
-                line,
-                kind: Kind::Local(local.name.clone()),
-            };
+            return Expression { line, kind: Kind::Local(local.name.clone()) };
         }
         if let Node::IndexAsgn(index) = node {
-            return Expression {
-                line,
-                kind: self.call(Some(&index.recv), "[]", &index.indexes, depth),
-            };
+            return Expression { line, kind: self.call(Some(&index.recv), "[]", &index.indexes, depth) };
         }
         if let Node::Casgn(target) = node {
-            return Expression {
-                line,
-                kind: Kind::Constant(constant(target.scope.as_deref(), &target.name)),
-            };
+            return Expression { line, kind: Kind::Constant(constant(target.scope.as_deref(), &target.name)) };
         }
         self.node(node, depth)
     }
@@ -624,9 +474,7 @@ fn parameters(arguments: Option<&Node>) -> Vec<String> {
 /// Ruby's integer literals: `0644` is octal, `_` separates.
 fn integer(text: &str) -> Option<i64> {
     let text = text.replace('_', "").to_ascii_lowercase();
-    let (sign, digits) = text
-        .strip_prefix('-')
-        .map_or((1, text.as_str()), |rest| (-1, rest));
+    let (sign, digits) = text.strip_prefix('-').map_or((1, text.as_str()), |rest| (-1, rest));
     let (radix, digits) = if let Some(rest) = digits.strip_prefix("0x") {
         (16, rest)
     } else if let Some(rest) = digits.strip_prefix("0b") {
@@ -639,9 +487,7 @@ fn integer(text: &str) -> Option<i64> {
         (10, digits)
     };
     let digits = if digits.is_empty() { "0" } else { digits };
-    i64::from_str_radix(digits, radix)
-        .ok()
-        .and_then(|value| value.checked_mul(sign))
+    i64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(sign))
 }
 
 /// Largest file that is parsed. A hand-written puma.rb has some 4 KiB, a long routes.rb some 60 KiB.
@@ -677,42 +523,24 @@ mod tests {
         let (line, call) = program.calls()[0];
         assert_eq!(line, 3);
         assert_eq!(call.name, "activate_control_app");
-        assert_eq!(
-            call.option("auth_token").and_then(Expression::literal),
-            Some("x")
-        );
+        assert_eq!(call.option("auth_token").and_then(Expression::literal), Some("x"));
     }
 
     #[test]
     fn a_squiggly_heredoc_is_one_string() {
         let program = tree("x = <<~PEM\n  a\n  b\nPEM\n");
-        assert_eq!(
-            program.kind,
-            Kind::AssignLocal(
-                "x".into(),
-                Box::new(Expression {
-                    line: 1,
-                    kind: Kind::Str("a\nb\n".into())
-                })
-            )
-        );
+        assert_eq!(program.kind, Kind::AssignLocal("x".into(), Box::new(Expression { line: 1, kind: Kind::Str("a\nb\n".into()) })));
     }
 
     #[test]
     fn broken_ruby_names_its_line() {
-        assert_eq!(
-            parse(Path::new("p"), b"a = 1\nbind(\n"),
-            Err(ParseError::Syntax { line: 3 })
-        );
+        assert_eq!(parse(Path::new("p"), b"a = 1\nbind(\n"), Err(ParseError::Syntax { line: 3 }));
     }
 
     #[test]
     fn a_deep_expression_neither_overflows_nor_panics() {
         let deep = format!("x = {}1{}", "(".repeat(20_000), ")".repeat(20_000));
-        assert_eq!(
-            parse(Path::new("p"), deep.as_bytes()).map(|program| program.line),
-            Ok(1)
-        );
+        assert_eq!(parse(Path::new("p"), deep.as_bytes()).map(|program| program.line), Ok(1));
         let long = format!("x = 1{}", " + 1".repeat(60_000));
         let program = parse(Path::new("p"), long.as_bytes()).unwrap();
         let mut nodes = 0;
@@ -722,9 +550,6 @@ mod tests {
 
     #[test]
     fn a_file_above_the_limit_is_refused() {
-        assert_eq!(
-            parse(Path::new("p"), &vec![b'\n'; LIMIT + 1]),
-            Err(ParseError::TooLarge { limit: LIMIT })
-        );
+        assert_eq!(parse(Path::new("p"), &vec![b'\n'; LIMIT + 1]), Err(ParseError::TooLarge { limit: LIMIT }));
     }
 }

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::bind::{Bind, Listener};
 use super::evaluate::{Invocation, Language};
-use super::puma_rb::{
-    Control, ControlUrl, Methods, PumaRb, RemoteAddress, Token, Unknown, parse_file,
-};
+use super::puma_rb::{Control, ControlUrl, Methods, PumaRb, RemoteAddress, Token, Unknown, parse_file};
 use super::ruby::{Expression, Kind};
 use super::value::{Known, Value, Why};
 
@@ -44,55 +42,23 @@ impl Language for Settings {
             "max_io_threads" => set(&mut puma.max_io_threads, setting(call, first, number)),
             "persistent_timeout" => set(&mut puma.persistent_timeout, setting(call, first, number)),
             "first_data_timeout" => set(&mut puma.first_data_timeout, setting(call, first, number)),
-            "worker_shutdown_timeout" => set(
-                &mut puma.worker_shutdown_timeout,
-                setting(call, first, number),
-            ),
+            "worker_shutdown_timeout" => set(&mut puma.worker_shutdown_timeout, setting(call, first, number)),
             "max_keep_alive" => set(&mut puma.max_keep_alive, setting(call, first, number)),
             "max_fast_inline" => set(&mut puma.max_fast_inline, setting(call, first, number)),
             "state_permission" => set(&mut puma.state_permission, setting(call, first, number)),
             "http_content_length_limit" => set(
                 &mut puma.http_content_length_limit,
-                setting(call, first, |value| {
-                    value.integer().and_then(|value| u64::try_from(value).ok())
-                }),
+                setting(call, first, |value| value.integer().and_then(|value| u64::try_from(value).ok())),
             ),
-            "queue_requests" => set(
-                &mut puma.queue_requests,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "preload_app!" => set(
-                &mut puma.preload_app,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "prune_bundler" => set(
-                &mut puma.prune_bundler,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "fork_worker" => set(
-                &mut puma.fork_worker,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "early_hints" => set(
-                &mut puma.early_hints,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "log_requests" => set(
-                &mut puma.log_requests,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "debug" => set(
-                &mut puma.debug,
-                setting(call, Some(&Value::Bool(true)), Value::truth),
-            ),
-            "enable_keep_alives" => set(
-                &mut puma.enable_keep_alives,
-                setting(call, Some(&answer), Value::truth),
-            ),
-            "allow_underscore_headers" => set(
-                &mut puma.allow_underscore_headers,
-                setting(call, Some(&answer), Value::truth),
-            ),
+            "queue_requests" => set(&mut puma.queue_requests, setting(call, Some(&answer), Value::truth)),
+            "preload_app!" => set(&mut puma.preload_app, setting(call, Some(&answer), Value::truth)),
+            "prune_bundler" => set(&mut puma.prune_bundler, setting(call, Some(&answer), Value::truth)),
+            "fork_worker" => set(&mut puma.fork_worker, setting(call, Some(&answer), Value::truth)),
+            "early_hints" => set(&mut puma.early_hints, setting(call, Some(&answer), Value::truth)),
+            "log_requests" => set(&mut puma.log_requests, setting(call, Some(&answer), Value::truth)),
+            "debug" => set(&mut puma.debug, setting(call, Some(&Value::Bool(true)), Value::truth)),
+            "enable_keep_alives" => set(&mut puma.enable_keep_alives, setting(call, Some(&answer), Value::truth)),
+            "allow_underscore_headers" => set(&mut puma.allow_underscore_headers, setting(call, Some(&answer), Value::truth)),
             "environment" => set(&mut puma.environment, setting(call, first, Value::text)),
             "directory" => set(&mut puma.directory, setting(call, first, Value::text)),
             "pidfile" => set(&mut puma.pidfile, setting(call, first, Value::text)),
@@ -100,20 +66,11 @@ impl Language for Settings {
             "stdout_redirect" => {
                 let path = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
                 let both = (path(first), path(call.arguments.get(1)));
-                set(
-                    &mut puma.stdout_redirect,
-                    setting(call, first, |_| Some(both.clone())),
-                )
+                set(&mut puma.stdout_redirect, setting(call, first, |_| Some(both.clone())))
             }
             "activate_control_app" => set(&mut puma.control, control(call)),
-            "set_remote_address" => set(
-                &mut puma.set_remote_address,
-                setting(call, first, remote_address),
-            ),
-            "supported_http_methods" => set(
-                &mut puma.supported_http_methods,
-                setting(call, first, methods),
-            ),
+            "set_remote_address" => set(&mut puma.set_remote_address, setting(call, first, remote_address)),
+            "supported_http_methods" => set(&mut puma.supported_http_methods, setting(call, first, methods)),
             "lowlevel_error_handler" => {
                 puma.lowlevel_error_handler = Some(call.line);
                 None
@@ -133,11 +90,7 @@ impl Language for Settings {
         };
         if let Some(what) = noted {
             let what = format!("`{}`: {what}", call.source.name);
-            self.puma.unknowns.push(Unknown {
-                file: call.file.to_owned(),
-                line: call.line,
-                what,
-            });
+            self.puma.unknowns.push(Unknown { file: call.file.to_owned(), line: call.line, what });
         }
         Some(Value::Nil)
     }
@@ -154,30 +107,21 @@ impl Language for Settings {
     fn unknown(&mut self, file: &Path, why: Why) {
         // Nothing can be said about listeners of a file that was not seen to its end.
         self.puma.binds_incomplete = true;
-        self.puma.unknowns.push(Unknown {
-            file: PathBuf::from(file),
-            line: why.line,
-            what: why.why,
-        });
+        self.puma.unknowns.push(Unknown { file: PathBuf::from(file), line: why.line, what: why.why });
     }
 }
 
 impl Settings {
     fn listen(&mut self, call: &Invocation<'_>) -> Option<String> {
         let bind = match call.source.name.as_str() {
-            _ if call.uncertain.is_some() => Err(call
-                .uncertain
-                .as_ref()
-                .map_or_else(String::new, |why| why.why.clone())),
+            _ if call.uncertain.is_some() => Err(call.uncertain.as_ref().map_or_else(String::new, |why| why.why.clone())),
             "clear_binds!" => {
                 self.puma.binds.clear();
                 return None;
             }
-            "bind" => one(call, 0).and_then(|url| {
-                url.as_str()
-                    .and_then(Bind::parse)
-                    .ok_or_else(|| "not an address that Puma knows".to_owned())
-            }),
+            "bind" => {
+                one(call, 0).and_then(|url| url.as_str().and_then(Bind::parse).ok_or_else(|| "not an address that Puma knows".to_owned()))
+            }
             "port" => one(call, 0).and_then(|port| {
                 let host = match call.arguments.get(1) {
                     Some(Value::Str(host)) => host.clone(),
@@ -185,17 +129,13 @@ impl Settings {
                     _ => "0.0.0.0".to_owned(),
                 };
                 let port = port.integer().and_then(|port| u16::try_from(port).ok());
-                port.map(|port| Bind::Tcp { host, port })
-                    .ok_or_else(|| "not a port".to_owned())
+                port.map(|port| Bind::Tcp { host, port }).ok_or_else(|| "not a port".to_owned())
             }),
             _ => ssl(call),
         };
         match bind {
             Ok(bind) => {
-                self.puma.binds.push(Listener {
-                    bind,
-                    line: call.line,
-                });
+                self.puma.binds.push(Listener { bind, line: call.line });
                 None
             }
             Err(why) => {
@@ -220,25 +160,17 @@ fn note<T>(value: &Known<T>) -> Option<String> {
     }
 }
 
-fn setting<T>(
-    call: &Invocation<'_>,
-    value: Option<&Value>,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Known<T> {
-    let unknown = |why: String| Known::Unknown {
-        line: call.line,
-        why,
-    };
+fn setting<T>(call: &Invocation<'_>, value: Option<&Value>, read: impl Fn(&Value) -> Option<T>) -> Known<T> {
+    let unknown = |why: String| Known::Unknown { line: call.line, why };
     if let Some(why) = &call.uncertain {
         return unknown(why.why.clone());
     }
     match value {
         None => unknown("it has no argument".to_owned()),
         Some(Value::Unknown(why)) => unknown(why.why.clone()),
-        Some(value) => read(value).map_or_else(
-            || unknown("its value has an unexpected form".to_owned()),
-            |value| Known::Value(value, call.line),
-        ),
+        Some(value) => {
+            read(value).map_or_else(|| unknown("its value has an unexpected form".to_owned()), |value| Known::Value(value, call.line))
+        }
     }
 }
 
@@ -256,35 +188,19 @@ fn number(value: &Value) -> Option<u32> {
 
 fn ssl(call: &Invocation<'_>) -> Result<Bind, String> {
     let host = one(call, 0)?.text().ok_or("not a host")?;
-    let port = one(call, 1)?
-        .integer()
-        .and_then(|port| u16::try_from(port).ok())
-        .ok_or("not a port")?;
+    let port = one(call, 1)?.integer().and_then(|port| u16::try_from(port).ok()).ok_or("not a port")?;
     let options = match call.arguments.get(2) {
-        Some(Value::Hash(pairs)) => pairs
-            .iter()
-            .filter_map(|(key, value)| Some((key.text()?, value.text().unwrap_or_default())))
-            .collect(),
+        Some(Value::Hash(pairs)) => pairs.iter().filter_map(|(key, value)| Some((key.text()?, value.text().unwrap_or_default()))).collect(),
         _ => Vec::new(),
     };
-    Ok(Bind::Ssl {
-        host,
-        port,
-        options,
-    })
+    Ok(Bind::Ssl { host, port, options })
 }
 
 fn control(call: &Invocation<'_>) -> Known<Control> {
     if let Some(why) = &call.uncertain {
-        return Known::Unknown {
-            line: call.line,
-            why: why.why.clone(),
-        };
+        return Known::Unknown { line: call.line, why: why.why.clone() };
     }
-    let options = call
-        .arguments
-        .iter()
-        .find(|value| matches!(value, Value::Hash(_)));
+    let options = call.arguments.iter().find(|value| matches!(value, Value::Hash(_)));
     let option = |name: &str| options.and_then(|options| options.entry(name));
     let url = match call.arguments.first() {
         None | Some(Value::Hash(_)) => ControlUrl::Auto,
@@ -305,18 +221,8 @@ fn control(call: &Invocation<'_>) -> Known<Control> {
     let token = match option("auth_token") {
         _ if option("no_token").and_then(Value::truth) == Some(true) => Token::None,
         None | Some(Value::Nil) => Token::Random,
-        Some(value)
-            if value
-                .as_str()
-                .is_some_and(|token| token.is_empty() || token == "none") =>
-        {
-            Token::None
-        }
-        Some(_)
-            if written.is_some_and(|token| matches!(token.kind, Kind::Str(_) | Kind::Sym(_))) =>
-        {
-            Token::Literal
-        }
+        Some(value) if value.as_str().is_some_and(|token| token.is_empty() || token == "none") => Token::None,
+        Some(_) if written.is_some_and(|token| matches!(token.kind, Kind::Str(_) | Kind::Sym(_))) => Token::Literal,
         Some(_) => Token::Elsewhere,
     };
     let control = Control {
@@ -331,22 +237,14 @@ fn control(call: &Invocation<'_>) -> Known<Control> {
 fn remote_address(value: &Value) -> Option<RemoteAddress> {
     match value {
         Value::Sym(kind) if kind == "socket" => Some(RemoteAddress::Socket),
-        Value::Sym(kind) if kind == "localhost" => {
-            Some(RemoteAddress::Fixed("127.0.0.1".to_owned()))
-        }
+        Value::Sym(kind) if kind == "localhost" => Some(RemoteAddress::Fixed("127.0.0.1".to_owned())),
         Value::Str(address) => Some(RemoteAddress::Fixed(address.clone())),
         Value::Hash(_) => match (value.entry("header"), value.entry("proxy_protocol")) {
             (Some(header), _) => header.text().map(RemoteAddress::Header),
             (None, Some(version)) => version.text().map(RemoteAddress::ProxyProtocol),
             (None, None) => None,
         },
-        Value::Nil
-        | Value::Bool(_)
-        | Value::Int(_)
-        | Value::Float(_)
-        | Value::Sym(_)
-        | Value::Array(_)
-        | Value::Unknown(_) => None,
+        Value::Nil | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Sym(_) | Value::Array(_) | Value::Unknown(_) => None,
     }
 }
 
@@ -357,11 +255,7 @@ fn methods(value: &Value) -> Option<Methods> {
     let Value::Array(values) = value else {
         return None;
     };
-    values
-        .iter()
-        .map(Value::text)
-        .collect::<Option<Vec<_>>>()
-        .map(Methods::These)
+    values.iter().map(Value::text).collect::<Option<Vec<_>>>().map(Methods::These)
 }
 
 /// Calls of the language that neither the proxy nor the audit needs: their blocks run later, in Puma.

@@ -75,10 +75,7 @@ impl<T> Known<T> {
 impl Value {
     #[must_use]
     pub fn unknown(line: u32, why: impl Into<String>) -> Self {
-        Self::Unknown(Why {
-            line,
-            why: why.into(),
-        })
+        Self::Unknown(Why { line, why: why.into() })
     }
 
     /// Ruby's truth: only `nil` and `false` are false.
@@ -86,13 +83,7 @@ impl Value {
     pub fn truth(&self) -> Option<bool> {
         match self {
             Self::Nil | Self::Bool(false) => Some(false),
-            Self::Bool(true)
-            | Self::Int(_)
-            | Self::Float(_)
-            | Self::Str(_)
-            | Self::Sym(_)
-            | Self::Array(_)
-            | Self::Hash(_) => Some(true),
+            Self::Bool(true) | Self::Int(_) | Self::Float(_) | Self::Str(_) | Self::Sym(_) | Self::Array(_) | Self::Hash(_) => Some(true),
             Self::Unknown(_) => None,
         }
     }
@@ -112,11 +103,7 @@ impl Value {
     /// A string or symbol.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
-        if let Self::Str(text) | Self::Sym(text) = self {
-            Some(text)
-        } else {
-            None
-        }
+        if let Self::Str(text) | Self::Sym(text) = self { Some(text) } else { None }
     }
 
     /// What `Integer(…)` makes of it.
@@ -125,13 +112,7 @@ impl Value {
         match self {
             Self::Int(value) => Some(*value),
             Self::Str(text) => text.trim().replace('_', "").parse().ok(),
-            Self::Nil
-            | Self::Bool(_)
-            | Self::Float(_)
-            | Self::Sym(_)
-            | Self::Array(_)
-            | Self::Hash(_)
-            | Self::Unknown(_) => None,
+            Self::Nil | Self::Bool(_) | Self::Float(_) | Self::Sym(_) | Self::Array(_) | Self::Hash(_) | Self::Unknown(_) => None,
         }
     }
 
@@ -141,15 +122,8 @@ impl Value {
         match self {
             Self::Unknown(why) => Some(why),
             Self::Array(values) => values.iter().find_map(Self::why),
-            Self::Hash(pairs) => pairs
-                .iter()
-                .find_map(|(key, value)| key.why().or_else(|| value.why())),
-            Self::Nil
-            | Self::Bool(_)
-            | Self::Int(_)
-            | Self::Float(_)
-            | Self::Str(_)
-            | Self::Sym(_) => None,
+            Self::Hash(pairs) => pairs.iter().find_map(|(key, value)| key.why().or_else(|| value.why())),
+            Self::Nil | Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Str(_) | Self::Sym(_) => None,
         }
     }
 
@@ -157,9 +131,6 @@ impl Value {
     #[must_use]
     pub fn entry(&self, key: &str) -> Option<&Self> {
         let Self::Hash(pairs) = self else { return None };
-        pairs
-            .iter()
-            .find(|(name, _)| name.as_str() == Some(key))
-            .map(|(_, value)| value)
+        pairs.iter().find(|(name, _)| name.as_str() == Some(key)).map(|(_, value)| value)
     }
 }

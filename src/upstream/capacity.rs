@@ -106,11 +106,22 @@ const CLUSTER_PAUSE: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::{dispatch::Sockets, stats::{PumaVersion, WorkerStats}};
+    use crate::upstream::{
+        dispatch::Sockets,
+        stats::{PumaVersion, WorkerStats},
+    };
 
     fn stats(workers: &[(u32, bool, u32)]) -> Stats {
         let worker = |&(index, booted, max_threads): &(u32, bool, u32)| WorkerStats {
-            index, booted, max_threads, pid: 0, phase: 0, running: 0, backlog: 0, pool_capacity: 0, requests: 0,
+            index,
+            booted,
+            max_threads,
+            pid: 0,
+            phase: 0,
+            running: 0,
+            backlog: 0,
+            pool_capacity: 0,
+            requests: 0,
         };
         Stats { version: PumaVersion { major: 8, minor: 0 }, workers: workers.iter().map(worker).collect(), phase: 0 }
     }

@@ -113,7 +113,6 @@ impl Stream {
         }
     }
 
-
     /// Whether there may be something to read.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

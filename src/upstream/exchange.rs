@@ -5,14 +5,7 @@
 //! the first one: it was not written whole, or it was never read; or, for idempotent methods (RFC 9110 §9.2.2), where a
 //! used connection ended before the first byte of an answer, as Puma closes idle ones without a word.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode};

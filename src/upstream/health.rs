@@ -14,12 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     guard::answer::{AnswerHead, AnswerLimits, AnswerScan},
-    upstream::{Inner, connect::Address, hold},
     units::Deadline,
+    upstream::{Inner, connect::Address, hold},
 };
 
 /// `[upstream.health]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Path to ask for, such as `/up`. Default: none, no active checks.
@@ -36,13 +36,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            path: None,
-            host: "localhost".into(),
-            interval: Deadline::seconds(5),
-            timeout: Deadline::seconds(2),
-            unhealthy: 3,
-        }
+        Config { path: None, host: "localhost".into(), interval: Deadline::seconds(5), timeout: Deadline::seconds(2), unhealthy: 3 }
     }
 }
 

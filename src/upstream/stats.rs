@@ -171,7 +171,8 @@ const LONGEST: usize = 512 * 1024;
 mod tests {
     use super::*;
 
-    const SINGLE_5: &str = r#"{"started_at":"2026-01-01T00:00:00Z","backlog":0,"running":5,"pool_capacity":4,"max_threads":5,"requests_count":12}"#;
+    const SINGLE_5: &str =
+        r#"{"started_at":"2026-01-01T00:00:00Z","backlog":0,"running":5,"pool_capacity":4,"max_threads":5,"requests_count":12}"#;
     const SINGLE_8: &str = r#"{"started_at":"2026-01-01T00:00:00Z","backlog":1,"running":3,"pool_capacity":0,"busy_threads":3,"backlog_max":4,
         "max_threads":3,"requests_count":12,"reactor_max":2,"io_threads":0,"versions":{"puma":"8.0.2","ruby":{"engine":"ruby","version":"3.4.1"}}}"#;
     const CLUSTER: &str = r#"{"started_at":"2026-01-01T00:00:00Z","workers":3,"phase":1,"booted_workers":2,"old_workers":1,"worker_status":[
@@ -193,7 +194,11 @@ mod tests {
     #[test]
     fn stats_that_are_none_are_not_understood_as_zero_threads() {
         for text in ["", "{}", "[]", "null", "{\"worker_status\":3}", "{\"backlog\":0}"] {
-            assert_eq!(parse(text.as_bytes()).map(|s| s.workers.iter().map(|w| w.max_threads).sum::<u32>()).filter(|n| *n == 0 && text != "{}"), None, "{text}");
+            assert_eq!(
+                parse(text.as_bytes()).map(|s| s.workers.iter().map(|w| w.max_threads).sum::<u32>()).filter(|n| *n == 0 && text != "{}"),
+                None,
+                "{text}"
+            );
         }
     }
 

@@ -366,9 +366,8 @@ impl<T> Admission<T> {
             if worker.down || excepted || worker.in_flight >= worker.limit {
                 continue;
             }
-            let better = best.is_none_or(|(_, busy, limit)| {
-                u64::from(worker.in_flight) * u64::from(limit) < u64::from(busy) * u64::from(worker.limit)
-            });
+            let better = best
+                .is_none_or(|(_, busy, limit)| u64::from(worker.in_flight) * u64::from(limit) < u64::from(busy) * u64::from(worker.limit));
             if better {
                 best = Some((index, worker.in_flight, worker.limit));
             }

@@ -7,18 +7,12 @@ fn read_with(source: &str, environment: &[(&str, &str)]) -> PumaRb {
     let app = tempfile::tempdir().unwrap();
     fs::create_dir(app.path().join("config")).unwrap();
     fs::write(app.path().join("config/puma.rb"), source).unwrap();
-    let environment: HashMap<String, String> = environment
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
+    let environment: HashMap<String, String> = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     read(app.path(), &|name| environment.get(name).cloned()).unwrap()
 }
 
 fn binds(puma: &PumaRb) -> Vec<String> {
-    puma.binds
-        .iter()
-        .map(|listener| listener.bind.to_string())
-        .collect()
+    puma.binds.iter().map(|listener| listener.bind.to_string()).collect()
 }
 
 #[test]
@@ -33,27 +27,12 @@ environment ENV.fetch("RAILS_ENV") { "development" }
 pidfile ENV.fetch("PIDFILE") { "tmp/pids/server.pid" }
 plugin :tmp_restart
 "#;
-    let puma = read_with(
-        source,
-        &[("RAILS_MAX_THREADS", "9"), ("RAILS_ENV", "production")],
-    );
+    let puma = read_with(source, &[("RAILS_MAX_THREADS", "9"), ("RAILS_ENV", "production")]);
     assert_eq!(puma.unknowns, []);
-    assert_eq!(
-        (puma.threads_min, puma.threads_max),
-        (Known::Value(9, 4), Known::Value(9, 4))
-    );
+    assert_eq!((puma.threads_min, puma.threads_max), (Known::Value(9, 4), Known::Value(9, 4)));
     assert_eq!(puma.environment, Known::Value("production".into(), 7));
     assert_eq!(puma.plugins, [("tmp_restart".into(), 9)]);
-    assert_eq!(
-        puma.binds,
-        [Listener {
-            bind: Bind::Tcp {
-                host: "0.0.0.0".into(),
-                port: 3000
-            },
-            line: 6
-        }]
-    );
+    assert_eq!(puma.binds, [Listener { bind: Bind::Tcp { host: "0.0.0.0".into(), port: 3000 }, line: 6 }]);
 }
 
 #[test]
@@ -88,11 +67,7 @@ before_worker_boot { |i| $worker_binder.ios.select! { |io| io.local_address.unix
     let puma = read_with(source, &[("WEB_CONCURRENCY", "3")]);
     assert_eq!(puma.workers(), Some(3));
     assert_eq!(puma.binds.len(), 3);
-    assert!(
-        binds(&puma)[2].ends_with("/tmp/sockets/w2.sock"),
-        "{:?}",
-        binds(&puma)
-    );
+    assert!(binds(&puma)[2].ends_with("/tmp/sockets/w2.sock"), "{:?}", binds(&puma));
     assert_eq!(puma.binds[0].bind.socket_mode(), Some(0o700));
     assert!(!puma.binds_incomplete);
 }
@@ -128,12 +103,7 @@ fn the_evaluator_knows_the_ruby_of_configuration_files() {
     ] {
         let puma = read_with(&format!("workers begin; {expression}; end"), &[("N", "6")]);
         assert_eq!(puma.workers.value().copied(), expected, "{expression}");
-        assert_eq!(
-            puma.unknowns.is_empty(),
-            expected.is_some(),
-            "{expression}: {:?}",
-            puma.unknowns
-        );
+        assert_eq!(puma.unknowns.is_empty(), expected.is_some(), "{expression}: {:?}", puma.unknowns);
     }
 }
 
@@ -171,24 +141,12 @@ fn nothing_is_executed() {
 fn loaded_files_are_followed_and_a_loop_of_them_ends() {
     let app = tempfile::tempdir().unwrap();
     fs::create_dir(app.path().join("config")).unwrap();
-    fs::write(
-        app.path().join("config/puma.rb"),
-        "load 'config/shared.rb'\nworkers 2\n",
-    )
-    .unwrap();
-    fs::write(
-        app.path().join("config/shared.rb"),
-        "threads 1, 3\nload __FILE__\n",
-    )
-    .unwrap();
+    fs::write(app.path().join("config/puma.rb"), "load 'config/shared.rb'\nworkers 2\n").unwrap();
+    fs::write(app.path().join("config/shared.rb"), "threads 1, 3\nload __FILE__\n").unwrap();
     let puma = read(app.path(), &|_| None).unwrap();
     assert_eq!(puma.slots(), Some(6));
     assert_eq!(puma.programs.len(), 16);
-    assert!(
-        puma.unknowns
-            .iter()
-            .any(|unknown| unknown.what.contains("too many files"))
-    );
+    assert!(puma.unknowns.iter().any(|unknown| unknown.what.contains("too many files")));
 }
 
 #[test]
@@ -201,12 +159,7 @@ fn the_file_of_the_environment_comes_first() {
     assert_eq!(read(app.path(), &environment).unwrap().workers(), Some(2));
     assert_eq!(read(app.path(), &|_| None).unwrap().workers(), Some(1));
     let other = Path::new("config/puma.rb");
-    assert_eq!(
-        read_file(app.path(), other, &environment)
-            .unwrap()
-            .workers(),
-        Some(1)
-    );
+    assert_eq!(read_file(app.path(), other, &environment).unwrap().workers(), Some(1));
 }
 
 #[test]
@@ -214,27 +167,15 @@ fn without_a_file_puma_listens_everywhere() {
     let app = tempfile::tempdir().unwrap();
     let puma = read(app.path(), &|_| None).unwrap();
     assert_eq!(puma.path, None);
-    assert_eq!(
-        puma.listeners(),
-        [Listener {
-            bind: default_bind(),
-            line: 0
-        }]
-    );
+    assert_eq!(puma.listeners(), [Listener { bind: default_bind(), line: 0 }]);
     assert_eq!(puma.slots(), Some(5));
 }
 
 #[test]
 fn the_control_app_is_read_without_keeping_its_token() {
-    let puma = read_with(
-        "activate_control_app 'unix:///run/ctl.sock', auth_token: 'hunter2hunter2', umask: 0o077, data_only: true",
-        &[],
-    );
+    let puma = read_with("activate_control_app 'unix:///run/ctl.sock', auth_token: 'hunter2hunter2', umask: 0o077, data_only: true", &[]);
     let control = puma.control.value().unwrap();
-    assert_eq!(
-        (control.token, control.data_only, control.umask),
-        (Token::Literal, true, Some(0o077))
-    );
+    assert_eq!((control.token, control.data_only, control.umask), (Token::Literal, true, Some(0o077)));
     for (options, token) in [
         ("", Token::Random),
         (", { no_token: true }", Token::None),
@@ -243,16 +184,9 @@ fn the_control_app_is_read_without_keeping_its_token() {
         (", { auth_token: ENV.fetch('SET') }", Token::Elsewhere),
         (", { auth_token: ENV.fetch('MISSING') }", Token::Elsewhere),
     ] {
-        let puma = read_with(
-            &format!("activate_control_app 'auto'{options}"),
-            &[("SET", "abc")],
-        );
+        let puma = read_with(&format!("activate_control_app 'auto'{options}"), &[("SET", "abc")]);
         let control = puma.control.value().unwrap();
-        assert_eq!(
-            (control.url.clone(), control.token),
-            (ControlUrl::Auto, token),
-            "{options}"
-        );
+        assert_eq!((control.url.clone(), control.token), (ControlUrl::Auto, token), "{options}");
     }
 }
 
@@ -262,21 +196,11 @@ fn the_remote_address_is_read_in_all_its_forms() {
         (":socket", RemoteAddress::Socket),
         (":localhost", RemoteAddress::Fixed("127.0.0.1".into())),
         ("'10.0.0.1'", RemoteAddress::Fixed("10.0.0.1".into())),
-        (
-            "header: 'X-Real-IP'",
-            RemoteAddress::Header("X-Real-IP".into()),
-        ),
-        (
-            "proxy_protocol: :v1",
-            RemoteAddress::ProxyProtocol("v1".into()),
-        ),
+        ("header: 'X-Real-IP'", RemoteAddress::Header("X-Real-IP".into())),
+        ("proxy_protocol: :v1", RemoteAddress::ProxyProtocol("v1".into())),
     ] {
         let puma = read_with(&format!("set_remote_address {argument}"), &[]);
-        assert_eq!(
-            puma.set_remote_address.value(),
-            Some(&expected),
-            "{argument}"
-        );
+        assert_eq!(puma.set_remote_address.value(), Some(&expected), "{argument}");
     }
 }
 
@@ -286,8 +210,5 @@ fn a_broken_file_is_an_error_with_its_line() {
     fs::create_dir(app.path().join("config")).unwrap();
     fs::write(app.path().join("config/puma.rb"), "workers 2\nthreads(\n").unwrap();
     let error = read(app.path(), &|_| None).unwrap_err().to_string();
-    assert!(
-        error.ends_with("config/puma.rb: line 3 is not Ruby 3.1 syntax"),
-        "{error}"
-    );
+    assert!(error.ends_with("config/puma.rb: line 3 is not Ruby 3.1 syntax"), "{error}");
 }

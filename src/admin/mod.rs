@@ -24,7 +24,7 @@ pub use self::{page::Capacity, probe::probe};
 use crate::metrics::Metrics;
 
 /// `[admin]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where to listen: an address with a port, `unix:` with a path (mode 0600), or `off`. Whoever reaches it can read

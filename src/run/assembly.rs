@@ -300,7 +300,7 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         config.limits.body,
     );
     Layers {
-        answer: answer::AnswerLayer::new(Arc::clone(shared.pages), &config.framing.allowed_methods()),
+        answer: answer::AnswerLayer::new(Arc::clone(shared.pages), &[]),
         record: record::RecordLayer::new(Arc::clone(shared.recorder)),
         request_id: request_id::RequestIdLayer::new(config.headers.request_id()),
         ban: ban::BanLayer::new(Arc::clone(&shared.bans)),
@@ -319,7 +319,7 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
 
 fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
     Site {
-        limits: config.limits.guard(config.framing.is_monitor()),
+        limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
         timeouts: config.timeouts.clone(),
         rates: config.rates.clone(),
         tunnel_idle: config.timeouts.tunnel_idle,

@@ -122,8 +122,12 @@ impl Notes {
 
     /// The rules that were noted, in the order of [`Rule::ALL`].
     pub fn observed(&self) -> impl Iterator<Item = Rule> {
-        let bits = self.observed.load(Relaxed);
-        Rule::ALL.into_iter().filter(move |rule| bits & (1 << (*rule as u8)) != 0)
+        let mut bits = self.observed.load(Relaxed);
+        std::iter::from_fn(move || {
+            let lowest = usize::try_from(bits.trailing_zeros()).ok()?;
+            bits &= bits.wrapping_sub(1);
+            Rule::ALL.get(lowest).copied()
+        })
     }
 
     fn cell(&self, moment: Moment) -> &AtomicU64 {

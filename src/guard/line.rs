@@ -182,6 +182,12 @@ pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
 #[inline]
 fn text(bytes: &[u8]) -> usize {
     let mut at = 0;
+    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+        if block.iter().fold(false, |hit, byte| hit | is_control(*byte)) {
+            break;
+        }
+        at += 16;
+    }
     while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let word = u64::from_le_bytes(*chunk);
         // The lowest flag is exact in both terms; higher ones may be carried over from it.

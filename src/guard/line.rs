@@ -270,3 +270,94 @@ static CLASS: [u8; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &[u8] = b"GET /aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa HTTP/1.1\r\nHost: a\r\nX-A: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\r\nX-B: c\r\n\r\n";
+
+    fn scan(buf: &[u8]) -> Result<Option<usize>, Fault> {
+        let mut scan = Scan::default();
+        match scan.first_line(buf, 4096)? {
+            Some(_) => scan.rest(buf, 4096),
+            None => Ok(None),
+        }
+    }
+
+    /// What the rules say, byte by byte.
+    fn model(buf: &[u8]) -> Result<Option<usize>, Fault> {
+        let mut first = 0;
+        for (i, byte) in buf.iter().enumerate() {
+            let previous = if i == 0 { b'\n' } else { buf[i - 1] };
+            if let Some(fault) = judge(previous, *byte) {
+                return Err(fault);
+            }
+            if *byte == b'\n' && i >= 2 && buf[i - 2] == b'\n' && first > 0 {
+                return Ok(Some(i + 1));
+            }
+            if *byte == b'\n' && first == 0 {
+                first = i + 1;
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn any_byte_at_any_place_is_judged_as_the_rules_say() {
+        assert_eq!(scan(HEAD), Ok(Some(HEAD.len())));
+        for at in 0..HEAD.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = HEAD.to_vec();
+                changed[at] = byte;
+                assert_eq!(scan(&changed), model(&changed), "{byte:#x} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_ends_at_the_first_control_byte_wherever_it_stands() {
+        for length in 0..70 {
+            for at in 0..=length {
+                for control in [0, 8, b'\n', b'\r', 0x1f, DEL] {
+                    let mut bytes = vec![b'\t', b'a', 0x80, 0xff, b' '].repeat(14)[..length].to_vec();
+                    assert_eq!(text(&bytes), length);
+                    bytes.insert(at, control);
+                    assert_eq!(text(&bytes), at, "{control:#x} in {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_has_only_the_bytes_of_the_rfc() {
+        for byte in 0..=u8::MAX {
+            let expected = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(is_tchar(byte), expected, "{byte:#x}");
+            assert_eq!(is_token(&[b'a', byte]), expected, "{byte:#x}");
+        }
+        assert!(!is_token(b""));
+    }
+
+    #[test]
+    fn no_line_is_read_that_a_scan_refuses() {
+        for at in 0..12 {
+            for byte in 0..=u8::MAX {
+                let mut lines = b"X-A: b c\r\nY: z\r\n\r\n".to_vec();
+                lines[at] = byte;
+                let mut from = 0;
+                let end = loop {
+                    match read(&lines, from) {
+                        Some(Line::Field(_, _, next)) => from = next,
+                        Some(Line::Empty(end)) => break Some(end),
+                        None => break None,
+                    }
+                };
+                let whole = [b"GET / HTTP/1.1\r\n", lines.as_slice()].concat();
+                if let Some(end) = end {
+                    assert_eq!(scan(&whole), Ok(Some(end + 16)), "{byte:#x} at {at}");
+                }
+            }
+        }
+    }
+}

@@ -16,12 +16,7 @@ pub fn cuts(data: &[u8]) -> Vec<Vec<&[u8]>> {
     let hash = data.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     let place = |shift: u32| (hash >> shift) as usize % (data.len() + 1);
     let (one, other) = (place(0).min(place(32)), place(0).max(place(32)));
-    vec![
-        vec![data],
-        vec![&data[..one], &data[one..]],
-        vec![&data[..one], &data[one..other], &data[other..]],
-        data.chunks(1).collect(),
-    ]
+    vec![vec![data], vec![&data[..one], &data[one..]], vec![&data[..one], &data[one..other], &data[other..]], data.chunks(1).collect()]
 }
 
 #[cfg(test)]

@@ -150,14 +150,14 @@ pub(super) enum Line {
 #[inline]
 pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
     let line = buf.get(at..)?;
-    let mut seen = 0;
+    let mut underscore = false;
     let mut colon = 0;
-    for byte in line {
-        let class = CLASS.get(usize::from(*byte)).copied().unwrap_or(0);
-        if class & TCHAR == 0 {
+    loop {
+        colon += line.get(colon..)?.iter().take_while(|b| class(**b) == PLAIN).count();
+        if line.get(colon) != Some(&b'_') {
             break;
         }
-        seen |= class;
+        underscore = true;
         colon += 1;
     }
     let Some(rest) = line.get(colon..)?.strip_prefix(b":") else {
@@ -175,7 +175,7 @@ pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
     let lead = raw.iter().take_while(|b| is_blank(**b)).count();
     let trail = raw.get(lead..)?.iter().rev().take_while(|b| is_blank(**b)).count();
     let field = Field { name: Span::new(at, at + colon), value: Span::new(value + lead, value + length - trail) };
-    Some(Line::Field(field, seen & UNDERSCORE != 0, value + length + 2))
+    Some(Line::Field(field, underscore, value + length + 2))
 }
 
 /// Length of the run at the start of `bytes` that has no control byte other than HTAB.
@@ -214,7 +214,12 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
 
 /// Whether this byte may stand in a token.
 pub(super) fn is_tchar(byte: u8) -> bool {
-    CLASS.get(usize::from(byte)).is_some_and(|class| class & TCHAR != 0)
+    class(byte) != 0
+}
+
+/// What this byte is to a token; 0 when it cannot stand in one.
+fn class(byte: u8) -> u8 {
+    CLASS.get(usize::from(byte)).copied().unwrap_or(0)
 }
 
 /// Whether this byte is SP or HTAB.
@@ -250,7 +255,8 @@ const BLOCK: usize = 64;
 const EACH: u64 = 0x0101_0101_0101_0101;
 /// Below this many new bytes a walk is cheaper than a block.
 const SMALL: usize = 8;
-const TCHAR: u8 = 1;
+/// A byte of a token other than the underscore.
+const PLAIN: u8 = 1;
 const UNDERSCORE: u8 = 2;
 
 static CLASS: [u8; 256] = {
@@ -260,9 +266,9 @@ static CLASS: [u8; 256] = {
         #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which refuses an index out of range")]
         {
             table[byte] = match byte as u8 {
-                b'_' => TCHAR | UNDERSCORE,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'`' | b'|' | b'~' => TCHAR,
-                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => TCHAR,
+                b'_' => UNDERSCORE,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'`' | b'|' | b'~' => PLAIN,
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => PLAIN,
                 _ => 0,
             };
         }
@@ -320,7 +326,7 @@ mod tests {
         for length in 0..70 {
             for at in 0..=length {
                 for control in [0, 8, b'\n', b'\r', 0x1f, DEL] {
-                    let mut bytes = vec![b'\t', b'a', 0x80, 0xff, b' '].repeat(14)[..length].to_vec();
+                    let mut bytes = [b'\t', b'a', 0x80, 0xff, b' '].repeat(14)[..length].to_vec();
                     assert_eq!(text(&bytes), length);
                     bytes.insert(at, control);
                     assert_eq!(text(&bytes), at, "{control:#x} in {length}");

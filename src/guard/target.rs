@@ -99,7 +99,8 @@ fn harmless(target: &[u8]) -> Option<bool> {
 fn is_unusual(target: &[u8]) -> bool {
     let unusual = |byte: &u8| {
         let byte = *byte;
-        (byte <= b' ') | (byte >= 0x7f) | (byte == b'#') | (byte == b'"') | (byte == b'<') | (byte == b'>') | (byte == b'\\')
+        // `"` and `#` differ in one bit, `<` and `>` too.
+        (byte <= b' ') | (byte >= 0x7f) | (byte & 0xfe == b'"') | (byte & 0xfd == b'<') | (byte == b'\\')
     };
     let (blocks, tail) = target.as_chunks::<BLOCK>();
     // The last block overlaps the one before, so that only a short target is walked byte by byte.

@@ -316,9 +316,11 @@ mod tests {
         refused(&format!("HTTP/1.1 200 OK\r\n{}\r\n", field.repeat(201)), Rule::P5);
         assert_eq!(accepted(&format!("HTTP/1.1 200 OK\r\n{}\r\n", field.repeat(200))).fields.len(), 200);
         let limits = AnswerLimits { head: 100, fields: 200 };
-        let long = format!("HTTP/1.1 200 OK\r\nX-A: {}", "a".repeat(100));
-        let read = AnswerScan::default().advance(long.as_bytes(), &limits, false, &mut AnswerHead::new());
-        assert_eq!(read, Err(Refusal::UpstreamBad(Rule::P5)));
+        for end in ["", "\r\n\r\n"] {
+            let long = format!("HTTP/1.1 200 OK\r\nX-A: {}{end}", "a".repeat(100));
+            let read = AnswerScan::default().advance(long.as_bytes(), &limits, false, &mut AnswerHead::new());
+            assert_eq!(read, Err(Refusal::UpstreamBad(Rule::P5)), "{end:?}");
+        }
     }
 
     #[test]

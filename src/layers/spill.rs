@@ -11,4 +11,9 @@ impl Spilled {
     pub fn len(&self) -> u64 {
         self.len
     }
+
+    /// Reads from `offset` on; 0 at the end.
+    pub fn read_at(&self, _offset: u64, _into: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }

@@ -1,10 +1,13 @@
 //! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
 pub mod authority;
+pub mod backtrace;
 pub mod ban;
 pub mod ban_rule;
 pub mod buffer;
 pub mod byte_ranges;
 pub mod canonical;
+#[cfg(test)]
+mod chain;
 pub mod client_address;
 pub mod conceal;
 pub mod content_type;

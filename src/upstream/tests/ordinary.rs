@@ -221,3 +221,20 @@ async fn a_head_answer_has_a_length_and_no_body() {
     assert_eq!(way.get("/").await.unwrap().1, "next");
     assert_eq!(puma.connections(), [0, 0]);
 }
+
+#[tokio::test]
+async fn a_post_on_a_connection_that_puma_has_closed_is_sent_again_on_a_fresh_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("puma.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let way = Way::new(kept(&Address::Unix(path)));
+    for said in ["one", "two", "three"] {
+        let (answer, ()) = tokio::join!(way.post("/", b"x"), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read_request(&mut stream).await.unwrap();
+            stream.write_all(&ok(said)).await.unwrap();
+        });
+        assert_eq!(answer.unwrap().1, said);
+        assert_eq!(way.puma.idle_connections(), 1);
+    }
+}

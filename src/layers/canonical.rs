@@ -297,7 +297,7 @@ mod tests {
             .header("expect", "100-continue")
             .header("host", "shop.example")
             .header("x-empty", "");
-        let written = canonical(request, Content::Memory(Bytes::from_static(b"hello"))).unwrap();
+        let written = canonical(request, Content::Memory(Bytes::from_static(b"hello").into())).unwrap();
         assert_eq!(text(&written), "POST /a?b=[c] HTTP/1.1\r\nhost: shop.example\r\naccept: */*\r\nx-empty: \r\ncontent-length: 5\r\n\r\n");
         assert!(parse(written.head()).is_some());
         assert!(written.head.capacity() >= written.head.len() + 5);
@@ -314,7 +314,7 @@ mod tests {
         }
         for method in ["GET", "HEAD", "DELETE", "OPTIONS", "QUERY"] {
             assert!(!of(method, Content::None).contains("content-length"), "{method}");
-            assert!(of(method, Content::Memory(Bytes::from_static(b"x"))).contains("\r\ncontent-length: 1\r\n"), "{method}");
+            assert!(of(method, Content::Memory(Bytes::from_static(b"x").into())).contains("\r\ncontent-length: 1\r\n"), "{method}");
         }
     }
 
@@ -330,7 +330,7 @@ mod tests {
         let written = canonical(request(), Content::None).unwrap();
         assert_eq!(text(&written), "GET /cable HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
         assert!(written.wants_upgrade());
-        let written = canonical(request(), Content::Memory(Bytes::from_static(b"GET /x HTTP/1.1\r\n\r\n"))).unwrap();
+        let written = canonical(request(), Content::Memory(Bytes::from_static(b"GET /x HTTP/1.1\r\n\r\n").into())).unwrap();
         assert!(!written.wants_upgrade() && !text(&written).contains("upgrade"));
         let unmarked = fixture::arrived("/").header("host", "a").header("upgrade", "h2c").header("connection", "Upgrade");
         assert_eq!(text(&canonical(unmarked, Content::None).unwrap()), "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -393,7 +393,7 @@ mod tests {
             if upgrade {
                 request = request.extension(Upgrade);
             }
-            let content = body.clone().map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes)));
+            let content = body.clone().map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes).into()));
             if let Ok(written) = canonical(request, content) {
                 let read = parse(written.head());
                 prop_assert!(read.is_some(), "{:?}", String::from_utf8_lossy(written.head()));

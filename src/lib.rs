@@ -4,6 +4,7 @@ pub mod admin;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod guard;
 pub mod http;
 pub mod layers;

@@ -1,1 +1,27 @@
+//! End-to-end tests: the built binary between real sockets, in front of a real Puma or a byte-exact recorder.
+//!
+//! By threat: [`exhaustion`], [`slowloris`], [`smuggling`], [`exposure`]. By user: [`rails`] (what an application and its
+//! browsers rely on), [`puma`] (threads, queue, restarts), [`drain`] and [`config`] (operators), [`conformance`] (the
+//! corpus), [`docs`] (nothing refuses without an explanation). [`harness`] starts and stops all of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that cannot go on must end with the place and the reason"
+)]
+
 mod audit;
+mod config;
+mod conformance;
+mod docs;
+mod drain;
+mod exhaustion;
+mod exposure;
+mod harness;
+mod layout;
+mod puma;
+mod rails;
+mod slowloris;
+mod smuggling;

@@ -175,16 +175,17 @@ impl Limits {
         }
         // Those that were told to go hold their places for a moment longer; the slack bounds how many are believed to go.
         let slack = (most >> 3).max(1);
-        if before < most.saturating_add(slack) && (self.take_vacancy() || self.make_room(sweep)) {
+        if before < most.saturating_add(slack) && (self.take_vacancy() || self.make_room(sweep, most)) {
             return true;
         }
         self.open.fetch_sub(1, Relaxed);
         false
     }
 
-    /// One pass over all connections drops several of them, so that a flood at the limit does not buy a pass with each connection.
-    fn make_room(&self, sweep: &Sweep) -> bool {
-        match sweep.evict(HONEST, BATCH) {
+    /// One pass over all connections drops several of them, so that a flood at the limit does not buy a pass with each connection;
+    /// but no more than a small part, as each that goes was somebody's.
+    fn make_room(&self, sweep: &Sweep, most: usize) -> bool {
+        match sweep.evict(HONEST, (most >> 6).clamp(1, BATCH)) {
             0 => false,
             dropped => {
                 self.vacancies.fetch_add(dropped.saturating_sub(1), Relaxed);
@@ -351,7 +352,7 @@ const fn at_least_one(n: u32) -> NonZeroU32 {
 /// Progress, in bytes moved in both directions, from which a connection never goes to make room for another.
 pub const HONEST: u64 = 1 << 20;
 
-/// Connections dropped by one pass.
+/// Connections dropped by one pass, at most.
 const BATCH: usize = 32;
 const SHARDS: usize = 32;
 const SMALL: usize = 64;
@@ -436,6 +437,25 @@ mod tests {
         assert_eq!(limits.admit(&sweep, ip("192.0.2.4"), false).unwrap_err(), Rejected::Connections);
         assert!(!honest.is_evicted());
         assert_eq!((limits.open(), limits.entries()), (3, 4));
+    }
+
+    #[test]
+    fn one_pass_makes_room_for_several_newcomers_and_slack_is_bounded() {
+        let (limits, sweep) = limits(|c| {
+            c.connections = at_least_one(256);
+            c.exempt = OneOrMany(vec!["192.0.2.0/24".parse().unwrap()]);
+        });
+        let beats: Vec<_> = (0..256).map(|_| sweep.enrol(5000)).collect();
+        let mut held: Vec<_> = (0..256).map(|_| limits.admit(&sweep, ip("192.0.2.1"), false).unwrap()).collect();
+        let evicted = || beats.iter().filter(|b| b.is_evicted()).count();
+        held.push(limits.admit(&sweep, ip("192.0.2.1"), false).unwrap());
+        assert_eq!(evicted(), 4);
+        held.extend((0..3).map(|_| limits.admit(&sweep, ip("192.0.2.1"), false).unwrap()));
+        assert_eq!(evicted(), 4, "each dropped one makes room for one");
+        while let Ok(permit) = limits.admit(&sweep, ip("192.0.2.1"), false) {
+            held.push(permit);
+        }
+        assert_eq!((held.len(), evicted()), (288, 32), "nobody believes in more room than an eighth while nobody has gone");
     }
 
     #[test]

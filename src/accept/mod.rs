@@ -208,7 +208,7 @@ fn refused(gate: &Gate, backoff: &mut Backoff, error: &io::Error) -> Option<(Dur
     }
     gate.counters.accept_error();
     if [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].into_iter().any(is) {
-        gate.sweep.evict(HONEST, AT_ONCE);
+        gate.sweep.evict(HONEST, (gate.limits.open() >> 4).clamp(1, AT_ONCE));
     }
     Some(backoff.fail(Instant::now()))
 }
@@ -286,7 +286,7 @@ const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(100);
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Connections dropped when descriptors run out: some more than the next accept needs, as Puma's connections need some too.
+/// Connections dropped when descriptors run out, at most: some more than the next accept needs, as Puma's connections need some too.
 const AT_ONCE: usize = 16;
 
 #[cfg(test)]

@@ -53,6 +53,17 @@ impl Stream {
         &self.transport
     }
 
+    /// Ends the connection by a reset: what is unsent is thrown away, and the client learns that its answer is not whole.
+    pub fn reset(self) {
+        let tcp = match self.transport {
+            Transport::Tcp(tcp) => tcp,
+            Transport::Tls(tls) => tls.into_inner().0,
+            Transport::Unix(_) => return,
+        };
+        // Where the option cannot be set the peer has reset already.
+        tcp.set_zero_linger().unwrap_or_default();
+    }
+
     /// Reads what is there without registering for more. Under TLS always `WouldBlock`: what is there is known after decryption
     /// only, so `poll_read` has to be asked.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {

@@ -27,7 +27,8 @@ use crate::units::OneOrMany;
 pub struct Config {
     /// The oldest version that is taken. Default: 1.2.
     pub min_version: Version,
-    /// Key exchanges, the preferred one first. Default: X25519MLKEM768, X25519, secp256r1, secp384r1.
+    /// Key exchanges, the preferred one first. A client that sends a key share for one of them gets that one, as asking for another
+    /// would cost it a round trip. Default: X25519MLKEM768, X25519, secp256r1, secp384r1.
     pub key_exchange: OneOrMany<KeyExchange>,
     /// Refuse handshakes that name no host, or none that a certificate has. Without it the first certificate answers them, and tells
     /// every scanner its names. Default: true.

@@ -11,7 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{guard::rule::Rule, http::one::reader::Reader, layers::record::End, refusal::Refusal};
+use crate::{guard::rule::Rule, http::one::reader::Reader, log::Settle, refusal::Refusal};
 
 /// A request body on its way in.
 #[derive(Debug)]
@@ -27,13 +27,14 @@ pub enum Received {
 }
 
 /// An answer's body that can be taken off Puma while its client is not reading.
-pub trait Relay: Body<Data = Bytes, Error = Refusal> {
+pub trait Absorb {
     /// Takes in what Puma has sent, as far as the budget allows; registers for more.
     fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>);
-
-    /// Tells how the exchange ended where the front knows better than the body: a slow reader, a client that went away.
-    fn settle(self: Pin<&mut Self>, end: End);
 }
+
+/// The body of an answer as the fronts get it.
+pub trait Relay: Body<Data = Bytes, Error = Refusal> + Absorb + Settle {}
+impl<B: Body<Data = Bytes, Error = Refusal> + Absorb + Settle> Relay for B {}
 
 impl Received {
     /// Appends what comes next to `into`. False at the end.

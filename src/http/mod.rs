@@ -22,11 +22,11 @@ use arc_swap::ArcSwap;
 
 use crate::{
     accept::{
-        client::{Client, ClientKey},
+        client::Client,
         pace::{Rates, Timeouts},
     },
     guard::Limits,
-    layers::{ban::Bans, record::Recorder},
+    log::Recorder,
     refusal::Refusal,
     units::Deadline,
 };
@@ -46,8 +46,6 @@ pub struct Site<S> {
     pub stack: S,
     /// Log and metrics.
     pub recorder: Arc<Recorder>,
-    /// Who is shut out.
-    pub bans: Arc<Bans>,
 }
 
 /// The configuration in force. A reload swaps it; connections look at each request.
@@ -97,7 +95,6 @@ impl<S: Clone> Site<S> {
 impl<S> Site<S> {
     /// Logs and counts a refusal of which no layer knows, because there was no request yet.
     fn refused(&self, client: &Client, started: Instant, method: &[u8], target: &[u8], refusal: Refusal) {
-        self.bans.note_refusal(ClientKey::of(client.ip), refusal);
         self.recorder.refused_bytes(client, started, method, target, refusal);
     }
 }

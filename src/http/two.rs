@@ -5,6 +5,7 @@
 //! slowloris (an idle connection, or one whose client stops taking what it asked for, is closed by its [`Beat`]).
 
 use std::{
+    convert::Infallible,
     io,
     pin::{Pin, pin},
     sync::{
@@ -32,9 +33,9 @@ use super::{
 };
 use crate::{
     accept::{
-        Stream,
         client::Client,
         pace::{Beat, Pace, Pulse},
+        stream::Stream,
     },
     refusal::Refusal,
 };
@@ -42,7 +43,7 @@ use crate::{
 /// Serves one connection until it ends.
 pub async fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat)
 where
-    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone + Send + Sync + 'static,
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
     B: Relay + Send + 'static,
 {
@@ -123,13 +124,13 @@ struct Streams<S> {
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Streams<S>
 where
-    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone + Send + Sync + 'static,
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
     B: Relay + Send + 'static,
 {
     type Response = Response<Watched<B>>;
-    type Error = Refusal;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Refusal>> + Send>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (mut parts, body) = request.into_parts();

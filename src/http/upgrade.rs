@@ -120,9 +120,15 @@ impl Pipe {
             self.pending = BytesMut::new();
             let mut space = [0u8; PIECE];
             let mut into = ReadBuf::new(&mut space);
-            if from.as_mut().poll_read(cx, &mut into)?.is_pending() {
-                ready!(to.as_mut().poll_flush(cx)).map_err(|_| ())?;
-                return Poll::Pending;
+            match from.as_mut().poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(())),
+                Poll::Pending => {
+                    return match to.as_mut().poll_flush(cx) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(())),
+                        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                    };
+                }
             }
             self.ended = into.filled().is_empty();
             self.pending.extend_from_slice(into.filled());

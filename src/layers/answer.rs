@@ -25,7 +25,10 @@ use tower_service::Service;
 
 use crate::{
     guard::rule::Rule,
-    http::arrival::{Arrival, Notes},
+    http::{
+        arrival::{Arrival, Notes},
+        body::Absorb,
+    },
     log::{End, Settle, text},
     refusal::Refusal,
 };
@@ -219,6 +222,15 @@ impl<B: Settle> Settle for Answered<B> {
             // Recorded already, by the refusal that it answers.
             AnsweredParts::Ours { .. } => {}
             AnsweredParts::Inner { body } => body.settle(end),
+        }
+    }
+}
+
+impl<B: Absorb> Absorb for Answered<B> {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        match self.project() {
+            AnsweredParts::Ours { .. } => {}
+            AnsweredParts::Inner { body } => body.poll_absorb(cx),
         }
     }
 }

@@ -48,9 +48,16 @@ pub enum Content {
     /// There is none: neither Content-Length nor chunks arrived.
     None,
     /// In memory; may be empty when the client declared an empty body.
-    Memory(Bytes, Reserved),
+    Memory(Held),
     /// In an unlinked file.
     File(Spilled),
+}
+
+/// Bytes in memory; the budget gets them back when they are dropped.
+#[derive(Debug)]
+pub struct Held {
+    bytes: Bytes,
+    _reserved: Reserved,
 }
 
 /// Makes [`Buffer`]s.
@@ -86,7 +93,7 @@ impl Complete {
     pub fn len(&self) -> Option<u64> {
         match &self.content {
             Content::None => None,
-            Content::Memory(bytes, _) => Some(bytes.len() as u64),
+            Content::Memory(bytes) => Some(bytes.len() as u64),
             Content::File(file) => Some(file.len()),
         }
     }
@@ -121,9 +128,21 @@ impl Complete {
     /// A body for the tests of the layers behind this one.
     #[cfg(test)]
     pub fn of(body: Option<&'static [u8]>) -> Self {
-        let reserved = super::budget::Account::new(u64::MAX, u64::MAX).open();
-        let content = body.map_or(Content::None, |bytes| Content::Memory(Bytes::from_static(bytes), reserved));
-        Complete { content, slot: None }
+        Complete { content: body.map_or(Content::None, |bytes| Content::Memory(Bytes::from_static(bytes).into())), slot: None }
+    }
+}
+
+impl std::ops::Deref for Held {
+    type Target = Bytes;
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+impl From<Bytes> for Held {
+    fn from(bytes: Bytes) -> Self {
+        Held { bytes, _reserved: super::budget::Account::new(u64::MAX, u64::MAX).open() }
     }
 }
 
@@ -176,7 +195,7 @@ where
                 if !reserved.grow(bytes.len() as u64) {
                     return Buffered::Refused { refusal: Some(Refusal::BufferFull) };
                 }
-                Content::Memory(bytes, reserved)
+                Content::Memory(Held { bytes, _reserved: reserved })
             }
             streamed @ (Received::One(_) | Received::Two(_)) => {
                 let Some(arrival) = arrival.cloned() else { return Buffered::Refused { refusal: Some(Refusal::Internal) } };
@@ -263,7 +282,7 @@ impl Intake {
                 break;
             }
             if !self.next().await? {
-                return Ok(Content::Memory(std::mem::take(&mut self.piece).freeze(), reserved));
+                return Ok(Content::Memory(Held { bytes: std::mem::take(&mut self.piece).freeze(), _reserved: reserved }));
             }
             // Where memory has no room, the disk may have.
             if !reserved.grow_to(self.piece.capacity()) {

@@ -40,7 +40,8 @@ impl TrustedProxies {
         nearest
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    /// The address is a trusted proxy's.
+    pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 }

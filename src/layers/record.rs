@@ -21,7 +21,10 @@ use tower_service::Service;
 
 use crate::{
     accept::client::Client,
-    http::arrival::{Arrival, Notes},
+    http::{
+        arrival::{Arrival, Notes},
+        body::Absorb,
+    },
     log::{End, Entry, Recorder, Settle, recorder::Host},
     refusal::Refusal,
 };
@@ -159,6 +162,12 @@ impl<B> Settle for Recorded<B> {
         if let Some(pending) = self.project().pending {
             pending.entry.end = end;
         }
+    }
+}
+
+impl<B: Absorb> Absorb for Recorded<B> {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        self.project().inner.poll_absorb(cx);
     }
 }
 

@@ -22,12 +22,11 @@ use tower_service::Service;
 
 use super::{
     backlog::Backlog,
-    record::End,
     spill::{Config, Store},
 };
 use crate::{
     accept::client::ClientKey,
-    http::{arrival::Arrival, body::Relay as RelayBody},
+    http::{arrival::Arrival, body::Absorb},
     refusal::Refusal,
 };
 
@@ -300,15 +299,13 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Body for Relayed<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> RelayBody for Relayed<B> {
+impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorb for Relayed<B> {
     fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
         match self.get_mut() {
             Relayed::Live(absorber) => absorber.poll_absorb(cx),
             Relayed::Whole(_) | Relayed::Pumped { .. } => {}
         }
     }
-
-    fn settle(self: Pin<&mut Self>, _: End) {}
 }
 
 /// Bytes of an answer that wait in memory before a file takes the rest.

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -21,7 +22,7 @@ use super::budget::{Account, Reserved};
 use crate::units::{Auto, ByteSize};
 
 /// `[buffer]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Bytes of one body that stay in memory; the rest goes to disk. When more than half of `memory_total` is in use, 64 KiB.

@@ -402,6 +402,31 @@ impl<'a, L: Language> Evaluator<'a, L> {
     }
 }
 
+/// The value of one expression without a configuration language around it, such as ERB in a YAML file.
+#[must_use]
+pub fn expression(source: &str, environment: &dyn Fn(&str) -> Option<String>) -> Value {
+    let path = Path::new("");
+    match super::ruby::parse(path, source.as_bytes()) {
+        Ok(program) => Evaluator::new(&mut Plain, environment, path, path).value(&program),
+        Err(error) => Value::unknown(1, error.to_string()),
+    }
+}
+
+/// Ruby and nothing else.
+struct Plain;
+
+impl Language for Plain {
+    fn call(&mut self, _: &Invocation<'_>) -> Option<Value> {
+        None
+    }
+
+    fn load(&mut self, _: &Path) -> Result<Expression, String> {
+        Err("an expression loads nothing".to_owned())
+    }
+
+    fn unknown(&mut self, _: &Path, _: Why) {}
+}
+
 fn is_environment(receiver: Option<&Expression>) -> bool {
     receiver.is_some_and(|receiver| receiver.kind == Kind::Constant("ENV".to_owned()))
 }

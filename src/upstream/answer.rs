@@ -29,7 +29,6 @@ use crate::{
 pub struct Answer {
     kind: Kind,
     stream: bool,
-    declared: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -81,9 +80,9 @@ enum Step {
 }
 
 impl Answer {
-    /// Nothing follows the head. To HEAD, `declared` is the length that GET would have.
-    pub(super) fn empty(declared: Option<u64>) -> Self {
-        Answer { kind: Kind::Empty, stream: false, declared }
+    /// Nothing follows the head.
+    pub(super) fn empty() -> Self {
+        Answer { kind: Kind::Empty, stream: false }
     }
 
     /// The body behind a head, from what came with the head and whatever is still to come.
@@ -96,17 +95,12 @@ impl Answer {
             }
             Step::More => Kind::Streaming(Box::new(body)),
         };
-        Ok(Answer { kind, stream, declared: None })
+        Ok(Answer { kind, stream })
     }
 
     /// To be passed on as it comes: an event stream, an answer without a known end, or one that asks for it.
     pub fn is_stream(&self) -> bool {
         self.stream
-    }
-
-    /// Content-Length of an answer to HEAD.
-    pub fn declared_length(&self) -> Option<u64> {
-        self.declared
     }
 }
 
@@ -115,7 +109,7 @@ impl From<AnswerFraming> for Framing {
         match framing {
             AnswerFraming::None => Framing::Length(0),
             AnswerFraming::Length(length) => Framing::Length(length),
-            AnswerFraming::Chunked => Framing::Chunked(Chunked::new()),
+            AnswerFraming::Chunked => Framing::Chunked(Chunked::of_answer()),
             AnswerFraming::UntilClose => Framing::UntilClose,
         }
     }

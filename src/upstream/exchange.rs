@@ -8,7 +8,7 @@
 use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     layers::{buffer::Content, canonical::Canonical},
     refusal::Refusal,
     upstream::{
-        EarlyHintsTo, Inner, ResponseTimeout,
+        Inner, ResponseTimeout,
         answer::{Answer, Framing, Streaming, poll_read},
         hold::{self, Wish},
         pool::Keep,
@@ -44,7 +44,6 @@ struct Purpose {
     idempotent: bool,
     upgrade: bool,
     patience: Duration,
-    hints: Option<EarlyHintsTo>,
     notes: Option<Arc<Notes>>,
 }
 
@@ -67,13 +66,12 @@ struct Head {
 
 /// Sends a request and reads the head of its answer.
 pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> Result<Response<Answer>, Refusal> {
-    let (mut parts, canonical) = request.into_parts();
+    let (parts, canonical) = request.into_parts();
     let purpose = Purpose {
         to_head: canonical.is_head(),
         idempotent: canonical.is_idempotent(),
         upgrade: canonical.wants_upgrade(),
         patience: parts.extensions.get::<ResponseTimeout>().map_or(puma.config.response_timeout.get(), |t| t.0),
-        hints: parts.extensions.remove::<EarlyHintsTo>(),
         notes: parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)),
     };
     let (head, body) = canonical.into_parts();
@@ -160,7 +158,7 @@ impl Wire {
                 self.bytes.extend_from_slice(body);
                 None
             }
-            Content::Memory(body) => Some(body.clone()),
+            Content::Memory(body) => Some(Bytes::clone(body)),
             Content::None | Content::File(_) => None,
         }
     }
@@ -252,9 +250,8 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
 
 fn pass_on(block: &Bytes, head: &AnswerHead, purpose: &Purpose) -> Result<(), Broken> {
     let links = response::links(block, head).map_err(Broken::Final)?;
-    if let Some(hints) = purpose.hints.as_ref().filter(|_| !links.is_empty()) {
-        // Nobody listens any more: the final answer will find that out.
-        drop(hints.0.send(links));
+    if let Some(notes) = purpose.notes.as_ref().filter(|_| !links.is_empty()) {
+        notes.hint(links);
     }
     Ok(())
 }
@@ -272,7 +269,7 @@ fn answer(
         notes.mark(Moment::Answered);
     }
     let reading = response::read(&block, &head, headers)?;
-    let mut answer = Response::new(Answer::empty(None));
+    let mut answer = Response::new(Answer::empty());
     *answer.status_mut() = reading.status;
     *answer.headers_mut() = reading.headers;
     if reading.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -286,7 +283,9 @@ fn answer(
             notes.mark(Moment::Finished);
         }
         turn.finish(reusable && rest.is_empty());
-        *answer.body_mut() = Answer::empty(reading.length.filter(|_| purpose.to_head));
+        if let Some(length) = reading.length.filter(|_| purpose.to_head) {
+            answer.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        }
         return Ok(answer);
     }
     let stream = reading.events || reading.unbuffered || head.framing == AnswerFraming::UntilClose;

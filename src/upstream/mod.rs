@@ -16,9 +16,8 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use tower_service::Service;
 
 use crate::{
@@ -42,7 +41,7 @@ mod response;
 pub mod stats;
 mod sweep;
 mod turn;
-pub mod upgrade;
+mod upgrade;
 
 pub use answer::Answer;
 pub use capacity::Reported;
@@ -105,11 +104,6 @@ struct Inner {
     version: AtomicU32,
     reported: ArcSwapOption<Reported>,
 }
-
-/// Extension of a request whose client can take 103 Early Hints: the `Link` fields of each are sent here. Puma's interim
-/// answers are counted, so at most eight come.
-#[derive(Clone, Debug)]
-pub struct EarlyHintsTo(pub mpsc::UnboundedSender<HeaderMap>);
 
 /// Extension of a request that has a `response_timeout` of its own.
 #[derive(Clone, Copy, Debug)]

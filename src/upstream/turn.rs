@@ -12,13 +12,14 @@ use std::{
 use bytes::BytesMut;
 
 use crate::{
+    http::upgrade::FarEnd,
     layers::slots::Slot,
     upstream::{
         Inner,
         connect::Stream,
         dispatch::Socket,
         pool::Connection,
-        upgrade::{FarEnd, OpenUpgrade},
+        upgrade::far_end,
     },
 };
 
@@ -99,7 +100,7 @@ impl Turn {
     pub(super) fn switch(mut self, leftover: BytesMut) -> Option<FarEnd> {
         let held = self.0.take()?;
         let puma = held.puma.upgrade()?;
-        Some(FarEnd::new(held.connection.stream, leftover.freeze(), OpenUpgrade::count(&puma.upgrades)))
+        Some(far_end(held.connection.stream, leftover.freeze(), &puma.upgrades))
     }
 }
 

@@ -12,6 +12,7 @@ mod response;
 pub mod wire;
 
 use std::{
+    convert::Infallible,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -30,11 +31,8 @@ use self::{
     wire::{Ended, Wire},
 };
 use crate::{
-    accept::{Stream, client::Client, pace::Beat},
-    guard::{
-        head::{Framing, HeadScan},
-        rule::Rule,
-    },
+    accept::{client::Client, pace::Beat, stream::Stream},
+    guard::{Framing, head::HeadScan, rule::Rule},
     http::{
         Site, Sites,
         arrival::{Arrival, Moment, Notes},
@@ -48,7 +46,7 @@ use crate::{
 /// Serves one connection until it ends.
 pub async fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat)
 where
-    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone,
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone,
     B: Relay,
 {
     let mut wire = Wire::new(stream, beat);
@@ -105,7 +103,7 @@ struct Held {
 
 impl<S, B> Connection<S>
 where
-    S: Service<Request<Received>, Response = Response<B>, Error = Refusal> + Clone,
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone,
     B: Relay,
 {
     /// Waits for the first byte of a request. Empty lines do not count (RFC 9112 §2.2): the guard will count them.
@@ -141,10 +139,7 @@ where
         let outcome = held.wait_for(pin!(answer), &notes, is_old).await;
         let Some(outcome) = outcome else { return Next::Nothing };
         let Some((mut wire, clean)) = held.take() else { return Next::Nothing };
-        let mut response = match outcome {
-            Ok(response) => response,
-            Err(refusal) => return self.refuse(wire, started, refusal).await,
-        };
+        let Ok(mut response) = outcome;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
             let (parts, body) = response.into_parts();
@@ -230,7 +225,7 @@ impl Held {
     /// A client may close its sending side and still wait (RFC 9112 §9.5), so an admitted request is carried on.
     async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, notes: &Notes, is_old: bool) -> Option<F::Output>
     where
-        F: Future<Output = Result<R, Refusal>>,
+        F: Future<Output = Result<R, Infallible>>,
     {
         let mut hints = wire::Outgoing::default();
         std::future::poll_fn(|cx| {

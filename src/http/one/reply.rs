@@ -21,7 +21,7 @@ use super::{
 use crate::{
     accept::pace::{Pace, Rates, Timeouts},
     http::body::Relay,
-    layers::record::End,
+    log::End,
     refusal::{Fate, Refusal},
     units::Deadline,
 };

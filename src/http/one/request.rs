@@ -8,8 +8,8 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, request};
 use crate::{
     accept::client::Client,
     guard::{
-        self, Limits,
-        head::{Framing, Head, HeadScan},
+        self, Framing, Limits,
+        head::{Head, HeadScan},
         rule::Rule,
     },
     http::{

@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::accept::{Stream, pace::Beat};
+use crate::accept::{pace::Beat, stream::Stream};
 
 /// A connection between two of its bytes.
 #[derive(Debug)]

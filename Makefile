@@ -1,0 +1,39 @@
+# Palisade: what one types. `make demo` and `make test` are the two commands of the README.
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 20
+
+.PHONY: demo build test lint check fuzz bench
+
+# A small Rack app on real Puma behind Palisade, on loopback only; ends with Ctrl-C.
+demo: build
+	@deploy/demo/demo.sh target/release/palisade
+
+build:
+	$(CARGO) build --release --locked
+
+# Every test, unit to end-to-end, against a real Puma. Says what it skipped and why; with CI set, a skip is a failure.
+test:
+	@deploy/demo/puma.sh --check || true
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		echo "$(CARGO) nextest run --locked --no-fail-fast"; \
+		$(CARGO) nextest run --locked --no-fail-fast --success-output never --failure-output final; \
+	else \
+		echo "$(CARGO) test --locked --no-fail-fast (cargo-nextest is not installed)"; \
+		$(CARGO) test --locked --no-fail-fast; \
+	fi
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Licences, banned crates, sources.
+check:
+	$(CARGO) deny --locked check bans licenses sources
+
+# Builds every fuzz target and runs each for FUZZ_SECONDS. Works on the stable compiler, without sanitizers.
+fuzz:
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
+
+bench:
+	$(CARGO) bench --locked

@@ -1,0 +1,458 @@
+//! One ban rule: what it counts, for whom, and since when.
+
+use std::{
+    net::IpAddr,
+    num::NonZeroUsize,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use dashmap::{DashMap, mapref::entry::Entry};
+use http::StatusCode;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use crate::{
+    accept::client::ClientKey,
+    refusal::Refusal,
+    units::{Deadline, Mode, OneOrMany, Rate},
+};
+
+/// One `[[ban]]` in `proxy.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleConfig {
+    /// The name in logs, metrics and the administration.
+    pub name: Box<str>,
+    /// What counts: `severe`, a refusal by its label (`rate_limited`), or an answer by its status (`status:404`).
+    pub on: OneOrMany<Trigger>,
+    /// How many in how long lead to a ban. Default: `20/min`.
+    #[serde(default = "threshold")]
+    pub threshold: Rate,
+    /// How long the first ban lasts; each further one twice as long as the one before. Default: 15 min.
+    #[serde(rename = "for", default = "first")]
+    pub time: Deadline,
+    /// How long a ban lasts at most, and after how long without one the first is the first again. Default: 24 h.
+    #[serde(default = "longest")]
+    pub longest: Deadline,
+    /// Who is counted: `ip` (for IPv6 the /64) or `ip_prefix` (/24, /48). Default: ip.
+    #[serde(default)]
+    pub key: Key,
+    /// `enforce`, `observe` (counted and listed, not refused) or `off`. Default: enforce.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Networks that are never banned. Default: loopback, where another proxy speaks for everybody.
+    #[serde(default = "loopback")]
+    pub allow: OneOrMany<IpNet>,
+    /// Clients that are remembered. Memory: about 100 bytes each. Default: 65536.
+    #[serde(default = "keys")]
+    pub keys: NonZeroUsize,
+}
+
+impl RuleConfig {
+    /// The rule that holds where none is configured: 20 severe refusals or requests for sensitive paths in a minute.
+    pub fn defaults() -> Vec<RuleConfig> {
+        vec![RuleConfig {
+            name: "scanner".into(),
+            on: OneOrMany(vec![Trigger::Severe, Trigger::Refusal(Refusal::Sensitive.label())]),
+            threshold: threshold(),
+            time: first(),
+            longest: longest(),
+            key: Key::Ip,
+            mode: Mode::Enforce,
+            allow: loopback(),
+            keys: keys(),
+        }]
+    }
+}
+
+/// Who is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// One address, for IPv6 its /64.
+    #[default]
+    Ip,
+    /// The /24 or /48 around it.
+    IpPrefix,
+}
+
+/// What counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// `severe`: bytes that no honest client sends.
+    Severe,
+    /// A refusal of ours by its label.
+    Refusal(&'static str),
+    /// `status:NNN`: an answer of the application.
+    Status(StatusCode),
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen {
+    /// Palisade refused it.
+    Refused(Refusal),
+    /// The application answered it.
+    Answered(StatusCode),
+}
+
+/// A ban that holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Banned {
+    /// The client or its network.
+    pub client: ClientKey,
+    /// The name of the rule.
+    pub rule: Box<str>,
+    /// Whole seconds until it ends.
+    pub seconds: u32,
+    /// The how manieth ban in a row it is.
+    pub strikes: u32,
+}
+
+/// A rule with its books.
+#[derive(Debug)]
+pub struct Rule {
+    config: RuleConfig,
+    clients: DashMap<ClientKey, Record>,
+    held: AtomicUsize,
+    banned: AtomicUsize,
+    swept: AtomicU64,
+}
+
+/// What is known of a client; times are since the epoch of the books.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    window: Duration,
+    count: u32,
+    strikes: u32,
+    until: Option<Duration>,
+}
+
+impl Rule {
+    /// Empty books.
+    pub fn new(config: RuleConfig) -> Self {
+        Rule { config, clients: DashMap::new(), held: AtomicUsize::new(0), banned: AtomicUsize::new(0), swept: AtomicU64::new(0) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// There is no ban at all.
+    pub fn is_quiet(&self) -> bool {
+        self.banned.load(Relaxed) == 0 || self.config.mode != Mode::Enforce
+    }
+
+    /// Whether the rule counts this.
+    pub fn counts(&self, seen: Seen) -> bool {
+        self.config.mode != Mode::Off
+            && self.config.on.0.iter().any(|trigger| match (trigger, seen) {
+                (Trigger::Severe, Seen::Refused(refusal)) => is_severe(refusal),
+                (Trigger::Refusal(label), Seen::Refused(refusal)) => *label == refusal.label(),
+                (Trigger::Status(status), Seen::Answered(answered)) => *status == answered,
+                (Trigger::Severe | Trigger::Refusal(_), Seen::Answered(_)) | (Trigger::Status(_), Seen::Refused(_)) => false,
+            })
+    }
+
+    /// Whole seconds of the ban that holds now.
+    pub fn check(&self, client: IpAddr, now: Duration) -> Option<u32> {
+        if self.is_quiet() {
+            return None;
+        }
+        let until = self.clients.get(&self.key(client))?.until?;
+        left(until, now)
+    }
+
+    /// Counts one; bans at the threshold.
+    pub fn note(&self, client: IpAddr, now: Duration) {
+        if self.config.allow.0.iter().any(|network| network.contains(&client)) {
+            return;
+        }
+        let Some(mut record) = self.record(self.key(client), now) else {
+            return;
+        };
+        if record.until.is_some_and(|until| until > now) {
+            return;
+        }
+        if now.saturating_sub(record.window) >= self.config.threshold.period {
+            record.window = now;
+            record.count = 0;
+        }
+        record.count = record.count.saturating_add(1);
+        if record.count >= self.config.threshold.count.get() {
+            if record.until.is_some_and(|until| now.saturating_sub(until) > self.config.longest.get()) {
+                record.strikes = 0;
+            }
+            let doubled = 1_u32.checked_shl(record.strikes).unwrap_or(u32::MAX);
+            let time = self.config.time.get().saturating_mul(doubled).min(self.config.longest.get());
+            self.ban(&mut record, now.saturating_add(time));
+        }
+    }
+
+    /// Bans by hand.
+    pub fn add(&self, client: IpAddr, time: Duration, now: Duration) {
+        if let Some(mut record) = self.record(self.key(client), now) {
+            self.ban(&mut record, now.saturating_add(time));
+        }
+    }
+
+    /// Forgets a client; true where it was banned.
+    pub fn remove(&self, client: IpAddr) -> bool {
+        let Some((_, record)) = self.clients.remove(&self.key(client)) else {
+            return false;
+        };
+        self.held.fetch_sub(1, Relaxed);
+        if record.until.is_some() {
+            self.banned.fetch_sub(1, Relaxed);
+        }
+        record.until.is_some()
+    }
+
+    /// The bans that hold.
+    pub fn list(&self, now: Duration) -> Vec<Banned> {
+        let held = self.clients.iter().filter_map(|entry| {
+            let seconds = left(entry.until?, now)?;
+            Some(Banned { client: *entry.key(), rule: self.config.name.clone(), seconds, strikes: entry.strikes })
+        });
+        held.collect()
+    }
+
+    /// Takes over what another rule knows.
+    pub fn inherit(&self, old: &Rule) {
+        for entry in old.clients.iter().take(self.config.keys.get()) {
+            if self.clients.insert(*entry.key(), *entry.value()).is_none() {
+                self.held.fetch_add(1, Relaxed);
+                self.banned.fetch_add(usize::from(entry.until.is_some()), Relaxed);
+            }
+        }
+    }
+
+    fn key(&self, client: IpAddr) -> ClientKey {
+        match self.config.key {
+            Key::Ip => ClientKey::of(client),
+            Key::IpPrefix => ClientKey::prefix(client, 24, 48),
+        }
+    }
+
+    fn ban(&self, record: &mut Record, until: Duration) {
+        if record.until.is_none() {
+            self.banned.fetch_add(1, Relaxed);
+        }
+        record.until = Some(until);
+        record.strikes = record.strikes.saturating_add(1);
+        record.count = 0;
+    }
+
+    /// The record of a client, new where there is room or room can be made.
+    fn record(&self, key: ClientKey, now: Duration) -> Option<dashmap::mapref::one::RefMut<'_, ClientKey, Record>> {
+        if let Some(record) = self.clients.get_mut(&key) {
+            return Some(record);
+        }
+        if self.held.load(Relaxed) >= self.config.keys.get() {
+            self.make_room(now);
+            if self.held.load(Relaxed) >= self.config.keys.get() {
+                return None;
+            }
+        }
+        match self.clients.entry(key) {
+            Entry::Occupied(occupied) => Some(occupied.into_ref()),
+            Entry::Vacant(vacant) => {
+                self.held.fetch_add(1, Relaxed);
+                Some(vacant.insert(Record { window: now, ..Record::default() }))
+            }
+        }
+    }
+
+    /// Forgets who has been quiet for a period, at most once a second; then, if nobody was, one who is not banned.
+    fn make_room(&self, now: Duration) {
+        let second = now.as_secs().saturating_add(1);
+        if self.swept.swap(second, Relaxed) != second {
+            self.clients.retain(|_, record| {
+                let banned = record.until.is_some_and(|until| until > now);
+                let keep = banned || now.saturating_sub(record.window) < self.config.threshold.period;
+                if !keep {
+                    self.held.fetch_sub(1, Relaxed);
+                    self.banned.fetch_sub(usize::from(record.until.is_some()), Relaxed);
+                }
+                keep
+            });
+        }
+        if self.held.load(Relaxed) < self.config.keys.get() {
+            return;
+        }
+        let victim = self.clients.iter().take(LOOKED_AT).find(|entry| entry.until.is_none()).map(|entry| *entry.key());
+        if let Some(victim) = victim
+            && self.clients.remove_if(&victim, |_, record| record.until.is_none()).is_some()
+        {
+            self.held.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+fn left(until: Duration, now: Duration) -> Option<u32> {
+    let left = until.checked_sub(now).filter(|left| !left.is_zero())?;
+    u32::try_from(left.as_millis().div_ceil(1000)).ok()
+}
+
+/// Refusals that no honest client earns: the message had no single reading, or imitated another.
+fn is_severe(refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::BadFraming(_) | Refusal::BadHost(_) | Refusal::HeaderTooLarge(_) => true,
+        Refusal::BadTarget(_)
+        | Refusal::SlowHeader
+        | Refusal::SlowBody
+        | Refusal::ClientAbort
+        | Refusal::BodyTooLarge
+        | Refusal::UnknownHost
+        | Refusal::Denied(_)
+        | Refusal::Sensitive
+        | Refusal::Forbidden
+        | Refusal::RateLimited { .. }
+        | Refusal::Banned { .. }
+        | Refusal::QueueFull { .. }
+        | Refusal::QueueTimeout { .. }
+        | Refusal::BufferFull
+        | Refusal::Overloaded
+        | Refusal::Maintenance
+        | Refusal::Draining
+        | Refusal::Internal
+        | Refusal::UpstreamRefused
+        | Refusal::UpstreamTimeout
+        | Refusal::UpstreamReset
+        | Refusal::UpstreamBad(_) => false,
+    }
+}
+
+impl Serialize for Trigger {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Trigger::Severe => s.serialize_str("severe"),
+            Trigger::Refusal(label) => s.serialize_str(label),
+            Trigger::Status(status) => s.collect_str(&format_args!("status:{}", status.as_str())),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Trigger {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        if text == "severe" {
+            return Ok(Trigger::Severe);
+        }
+        if let Some(status) = text.strip_prefix("status:").and_then(|digits| digits.parse().ok()) {
+            return Ok(Trigger::Status(status));
+        }
+        let label = Refusal::EACH.iter().map(|refusal| refusal.label()).find(|label| *label == text);
+        label.map(Trigger::Refusal).ok_or_else(|| D::Error::custom("expected severe, status:NNN or the label of a refusal"))
+    }
+}
+
+fn threshold() -> Rate {
+    Rate { count: std::num::NonZeroU32::MIN.saturating_add(19), period: Duration::from_secs(60) }
+}
+
+fn first() -> Deadline {
+    Deadline::seconds(900)
+}
+
+fn longest() -> Deadline {
+    Deadline::seconds(86_400)
+}
+
+fn loopback() -> OneOrMany<IpNet> {
+    let six = IpNet::from(IpAddr::from(std::net::Ipv6Addr::LOCALHOST));
+    OneOrMany(vec![IpNet::from(ipnet::Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)), six])
+}
+
+fn keys() -> NonZeroUsize {
+    NonZeroUsize::MIN.saturating_add(65_535)
+}
+
+/// Clients that are looked at for one to forget.
+const LOOKED_AT: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(json: serde_json::Value) -> Rule {
+        Rule::new(serde_json::from_value(json).unwrap())
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn v4(number: u32) -> IpAddr {
+        IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 | number))
+    }
+
+    #[test]
+    fn each_ban_lasts_twice_as_long_until_the_longest() {
+        let rule = rule(serde_json::json!({ "name": "s", "on": "severe", "threshold": "1/min", "for": "10s", "longest": "35s" }));
+        let mut now = 0;
+        for expected in [10, 20, 35, 35] {
+            rule.note(v4(1), at(now));
+            assert_eq!(rule.check(v4(1), at(now)), Some(expected));
+            now += u64::from(expected);
+            assert_eq!(rule.check(v4(1), at(now)), None);
+        }
+        rule.note(v4(1), at(now + 36));
+        assert_eq!(rule.check(v4(1), at(now + 36)), Some(10));
+    }
+
+    #[test]
+    fn only_what_comes_within_a_period_counts_together() {
+        let rule = rule(serde_json::json!({ "name": "s", "on": "severe", "threshold": "2/min" }));
+        rule.note(v4(1), at(0));
+        rule.note(v4(1), at(61));
+        assert_eq!(rule.check(v4(1), at(61)), None);
+        rule.note(v4(1), at(62));
+        assert_eq!(rule.check(v4(1), at(62)), Some(900));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_bans_are_kept() {
+        let rule = rule(serde_json::json!({ "name": "s", "on": "severe", "threshold": "2/min", "keys": 100 }));
+        for _ in 0..2 {
+            rule.note(v4(1), at(0));
+        }
+        for number in 2..100_000 {
+            rule.note(v4(number), at(1));
+        }
+        assert!(rule.clients.len() <= 100 && rule.held.load(Relaxed) == rule.clients.len());
+        assert!(rule.check(v4(1), at(1)).is_some());
+        for number in 0..100 {
+            rule.note(v4(number), at(100));
+        }
+        assert!(rule.check(v4(1), at(100)).is_some());
+    }
+
+    #[test]
+    fn observe_lists_and_does_not_refuse_and_loopback_is_left_alone() {
+        let observe = rule(serde_json::json!({ "name": "s", "on": "severe", "threshold": "1/min", "mode": "observe", "key": "ip_prefix" }));
+        observe.note("192.0.2.77".parse().unwrap(), at(0));
+        assert_eq!(observe.check("192.0.2.1".parse().unwrap(), at(0)), None);
+        assert_eq!(observe.list(at(0))[0].client.to_string(), "192.0.2.0");
+        let rule = Rule::new(RuleConfig::defaults().remove(0));
+        for _ in 0..100 {
+            rule.note("127.0.0.1".parse().unwrap(), at(0));
+        }
+        assert!(rule.clients.is_empty());
+    }
+
+    #[test]
+    fn triggers_are_read_by_their_names() {
+        let rule = rule(serde_json::json!({ "name": "s", "on": ["severe", "rate_limited", "status:404"] }));
+        assert!(rule.counts(Seen::Refused(Refusal::RateLimited { after: 9 })));
+        assert!(rule.counts(Seen::Answered(StatusCode::NOT_FOUND)));
+        assert!(!rule.counts(Seen::Answered(StatusCode::OK)) && !rule.counts(Seen::Refused(Refusal::Sensitive)));
+        for bad in ["status:9", "nonsense", "status:x"] {
+            assert!(serde_json::from_value::<RuleConfig>(serde_json::json!({ "name": "s", "on": bad })).is_err(), "{bad}");
+        }
+        let text = serde_json::to_value(RuleConfig::defaults()).unwrap();
+        assert_eq!(text[0]["on"], serde_json::json!(["severe", "sensitive_path"]));
+    }
+}

@@ -1,0 +1,15 @@
+# frozen_string_literal: true
+
+# Puma as the end-to-end tests start it. The number of workers, threads and the place to listen come from the environment.
+workers Integer(ENV.fetch("APP_WORKERS"))
+threads Integer(ENV.fetch("APP_THREADS")), Integer(ENV.fetch("APP_THREADS"))
+environment "production"
+early_hints true if ENV["APP_EARLY_HINTS"]
+worker_timeout 60
+
+if ENV["APP_PORT"]
+  bind "tcp://127.0.0.1:#{ENV.fetch("APP_PORT")}"
+else
+  lines = File.expand_path("../../deploy/puma/palisade.rb", __dir__)
+  instance_eval File.read(lines), lines
+end

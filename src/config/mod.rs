@@ -36,7 +36,7 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, host, in_flight, normalize, spill},
+    layers::{answer, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, spill},
     log,
     units::OneOrMany,
     upstream,
@@ -81,6 +81,15 @@ pub struct Config {
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
     pub headers: Headers,
+    /// Paths that must never reach an application, such as `/.env` and `/.git`.
+    pub sensitive: sensitive::Config,
+    /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
+    pub rate_limit: Vec<rate_rule::RuleConfig>,
+    /// Rules by which clients are shut out for a time.
+    pub ban: Vec<ban_rule::RuleConfig>,
+    /// The part of `headers` that is about answers.
+    #[serde(skip)]
+    pub conceal: conceal::Config,
     /// Pages of refusals.
     pub errors: answer::Config,
     /// Access lines and events.
@@ -117,6 +126,7 @@ impl Config {
     /// Tells modules what stands elsewhere in the file.
     fn hand_down(&mut self) {
         self.host.domains = self.domains.clone();
+        self.conceal = self.headers.conceal();
         self.framing.fields = usize::from(self.limits.header_count);
     }
 }
@@ -141,6 +151,10 @@ impl Default for Config {
             framing: normalize::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
+            sensitive: sensitive::Config::default(),
+            rate_limit: Vec::new(),
+            ban: Vec::new(),
+            conceal: conceal::Config::default(),
             errors: answer::Config::default(),
             log: log::Config::default(),
             admin: admin::Config::default(),

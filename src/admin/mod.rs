@@ -332,6 +332,14 @@ mod tests {
     }
 
     #[test]
+    fn the_table_reads_as_documented() {
+        assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
+        assert_eq!(serde_json::from_str::<Config>(r#"{"listen":"off"}"#).unwrap().listen, Listen::Off);
+        assert!(serde_json::from_str::<Config>(r#"{"socket":"x"}"#).is_err());
+        assert_eq!(serde_json::to_string(&Config::default()).unwrap(), r#"{"listen":"127.0.0.1:9394"}"#);
+    }
+
+    #[test]
     fn places_are_read_and_written_alike() {
         for text in ["127.0.0.1:9394", "[::1]:80", "unix:/run/palisade/admin.sock", "off"] {
             assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);

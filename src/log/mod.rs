@@ -15,7 +15,7 @@ pub mod sink;
 pub mod text;
 
 pub use end::{End, Settle};
-pub use event::{event, start_events};
+pub use event::{event, flush_events, start_events};
 pub use recorder::{Entry, Recorder};
 
 use serde::{Deserialize, Serialize};
@@ -100,5 +100,26 @@ impl Default for Config {
 impl Default for Redact {
     fn default() -> Self {
         Redact { query: OneOrMany(redact::SECRETS.iter().map(|name| (*name).to_owned()).collect()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_reads_as_documented() {
+        assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
+        let text = r#"{"access":"combined","access_file":"/var/log/palisade.log","level":"warn","redact":{"query":"pin"}}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!((config.access, config.level, config.redact.query.0), (Format::Combined, Level::Warn, vec!["pin".to_owned()]));
+        for text in [r#"{"acess":"json"}"#, r#"{"access":"xml"}"#, r#"{"redact":{"header":[]}}"#] {
+            assert!(serde_json::from_str::<Config>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn levels_are_ordered_by_weight() {
+        assert!(Level::Error < Level::Warn && Level::Warn < Level::Info && Level::Info < Level::Debug);
     }
 }

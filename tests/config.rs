@@ -79,7 +79,9 @@ fn the_defaults_written_out_are_the_defaults() {
     assert!(built_in.len() > 30, "{built_in:?}");
     for ((key, origin), (default, _)) in written.iter().zip(&built_in) {
         assert_eq!(key, default, "proxy.toml differs from the built-in default");
-        assert!(origin.contains("proxy.toml"), "proxy.toml does not list {key}");
+        // What is not set, and lists of tables without an entry, cannot be written down as a default.
+        let is_absent = key.starts_with('#') || key.ends_with("= []");
+        assert!(is_absent || origin.contains("proxy.toml"), "proxy.toml does not list {key}");
     }
     assert_eq!(written.len(), built_in.len());
 }

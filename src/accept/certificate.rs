@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use super::Problem;
 
 /// `[[tls.certificate]]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Host names it is used for, such as `shop.example.com` or `*.example.com`. Default: the names in the certificate.

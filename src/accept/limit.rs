@@ -25,7 +25,7 @@ use super::{client::ClientKey, counters::Rejected, pace::Sweep, trusted::is_in};
 use crate::units::{OneOrMany, Rate};
 
 /// The part of `[limits]` in `proxy.toml` that is about connections.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Open connections in all. Memory at worst: each held one costs 4 KiB plain and 16 KiB with TLS. Default: 20000.
@@ -37,6 +37,7 @@ pub struct Config {
     /// Connections kept free for `health_from`; counts only when that is not empty. Default: 16.
     pub health_reserve: u32,
     /// Networks of health checks: they may use the reserve, and `accept_rate` does not stop them. Default: none.
+    #[schemars(with = "OneOrMany<crate::config::schema::Network>")]
     pub health_from: OneOrMany<IpNet>,
     /// New connections. Default: 2000/s.
     pub accept_rate: Rate,
@@ -46,11 +47,12 @@ pub struct Config {
     pub handshakes_per_ip: NonZeroU32,
     /// Networks without limits per address or prefix and without rates. Peers in `trusted_proxies` have no limit per address or
     /// prefix either, as each speaks for many. Default: none.
+    #[schemars(with = "OneOrMany<crate::config::schema::Network>")]
     pub exempt: OneOrMany<IpNet>,
 }
 
 /// `limits.connections_per_prefix`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prefixes {
     /// Of an IPv4 /24. Default: 512.

@@ -23,7 +23,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use super::{Problem, proxy_protocol::ProxyProtocol};
 
 /// `[[listener]]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// `"0.0.0.0:443"`, `"[::]:443"` (IPv6 only), `":443"` (both), `"unix:/run/palisade/http.sock"`, or `"fd:NAME"` for a socket of
@@ -43,7 +43,7 @@ pub struct Config {
 }
 
 /// What a listener serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP without TLS.

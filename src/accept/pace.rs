@@ -36,6 +36,8 @@ pub struct Timeouts {
     pub idle: Deadline,
     /// A connection is closed after its next answer when it is older. Default: 1 h.
     pub connection_age: Deadline,
+    /// Longest silence of a WebSocket in both directions; ActionCable pings every 3 s. Default: 60 s.
+    pub tunnel_idle: Deadline,
     /// Requests on one connection before it is closed. Default: 10000.
     pub requests: u32,
 }
@@ -108,6 +110,7 @@ impl Default for Timeouts {
             write_stall: Deadline::seconds(15),
             idle: Deadline::seconds(30),
             connection_age: Deadline::seconds(3600),
+            tunnel_idle: Deadline::seconds(60),
             requests: 10_000,
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::client::unmapped;
 
 /// Which header a listener requires of its peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
     /// None: its bytes would be read as HTTP or TLS, and refused.

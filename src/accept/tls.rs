@@ -22,7 +22,7 @@ use super::{
 use crate::units::OneOrMany;
 
 /// `[tls]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The oldest version that is taken. Default: 1.2.
@@ -44,7 +44,7 @@ pub struct Config {
 }
 
 /// `tls.min_version`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Version {
     /// TLS 1.2, RFC 5246.
     #[default]
@@ -56,7 +56,7 @@ pub enum Version {
 }
 
 /// `tls.key_exchange`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum KeyExchange {
     /// X25519 and ML-KEM-768 together: safe also against what is recorded today and broken later.
     X25519MLKEM768,
@@ -71,7 +71,7 @@ pub enum KeyExchange {
 }
 
 /// `[tls.client_auth]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientAuth {
     /// Whether clients need a certificate. Default: off.
@@ -83,7 +83,7 @@ pub struct ClientAuth {
 }
 
 /// `tls.client_auth.mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuthMode {
     /// They are not asked.

@@ -42,6 +42,11 @@ impl TrustedProxies {
         Ok(list)
     }
 
+    /// Their networks.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.networks
+    }
+
     /// Whether the peer's word counts.
     pub fn contains(&self, peer: IpAddr) -> bool {
         is_in(&self.networks, peer)

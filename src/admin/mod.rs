@@ -24,7 +24,7 @@ pub use self::{page::Capacity, probe::probe};
 use crate::metrics::Metrics;
 
 /// `[admin]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where to listen: an address with a port, `unix:` with a path (mode 0600), or `off`. Whoever reaches it can read
@@ -329,6 +329,14 @@ mod tests {
     fn nobody_there_is_not_healthy() {
         assert!(probe(&Listen::Unix("/nonexistent/admin.sock".into())).is_err());
         assert!(probe(&Listen::Off).is_err());
+    }
+
+    #[test]
+    fn the_table_reads_as_documented() {
+        assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
+        assert_eq!(serde_json::from_str::<Config>(r#"{"listen":"off"}"#).unwrap().listen, Listen::Off);
+        assert!(serde_json::from_str::<Config>(r#"{"socket":"x"}"#).is_err());
+        assert_eq!(serde_json::to_string(&Config::default()).unwrap(), r#"{"listen":"127.0.0.1:9394"}"#);
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! `[limits]`: how much of anything one client, or all of them, may have.
 
+use std::num::NonZeroU32;
+
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::Network;
 use crate::{
+    accept::limit,
     guard,
-    units::{ByteSize, Rate},
+    units::{ByteSize, OneOrMany, Rate},
 };
 
 /// `[limits]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// A request head, in bytes, from its first byte to the empty line.
@@ -37,27 +42,26 @@ pub struct Limits {
     /// Held in memory up to `buffer.memory_per_request`, beyond it on disk. Too high: few clients can fill `buffer.disk_total`.
     pub body: ByteSize,
     /// Open client connections in all. Memory at worst, idle: 4 KiB each, with TLS about 20 KiB each.
-    pub connections: u32,
+    pub connections: NonZeroU32,
     /// Open connections of one client address (IPv6: one /64). Too low: an office behind one address is refused.
-    pub connections_per_ip: u32,
+    pub connections_per_ip: NonZeroU32,
     /// Open connections of one network.
-    pub connections_per_prefix: PerPrefix,
-    /// New connections a second in all; more wait in the backlog of the kernel.
+    pub connections_per_prefix: limit::Prefixes,
+    /// New connections in all; more wait in the backlog of the kernel.
     pub accept_rate: Rate,
-    /// TLS handshakes begun a second in all. One costs about 1 ms of a core (RSA) or 0.2 ms (ECDSA).
+    /// New TLS handshakes in all; each costs as much as ten requests.
     pub tls_rate: Rate,
-}
-
-/// `connections_per_prefix`: open connections of one network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PerPrefix {
-    /// Of one IPv4 /24.
-    pub v4_24: u32,
-    /// Of one IPv6 /64.
-    pub v6_64: u32,
-    /// Of one IPv6 /48.
-    pub v6_48: u32,
+    /// TLS handshakes of one client at the same time.
+    pub handshakes_per_ip: NonZeroU32,
+    /// Connections kept free for `health_from`; counts only where that is not empty.
+    pub health_reserve: u32,
+    /// Networks of health checks: they may use the reserve, and `accept_rate` does not stop them.
+    #[schemars(with = "OneOrMany<Network>")]
+    pub health_from: OneOrMany<IpNet>,
+    /// Networks without limits per address or network and without rates. Peers in `trusted_proxies` have no limit per address
+    /// or network either, as each speaks for many.
+    #[schemars(with = "OneOrMany<Network>")]
+    pub exempt: OneOrMany<IpNet>,
 }
 
 impl Limits {
@@ -76,10 +80,26 @@ impl Limits {
             monitor,
         }
     }
+
+    /// What `accept` is told.
+    pub fn connections(&self) -> limit::Config {
+        limit::Config {
+            connections: self.connections,
+            connections_per_ip: self.connections_per_ip,
+            connections_per_prefix: self.connections_per_prefix.clone(),
+            health_reserve: self.health_reserve,
+            health_from: self.health_from.clone(),
+            accept_rate: self.accept_rate,
+            tls_rate: self.tls_rate,
+            handshakes_per_ip: self.handshakes_per_ip,
+            exempt: self.exempt.clone(),
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
+        let connections = limit::Config::default();
         Limits {
             header_bytes: ByteSize::kib(32),
             header_count: 100,
@@ -91,25 +111,16 @@ impl Default for Limits {
             trailer_bytes: ByteSize::kib(8),
             trailer_count: 32,
             body: ByteSize::mib(64),
-            connections: 20_000,
-            connections_per_ip: 64,
-            connections_per_prefix: PerPrefix::default(),
-            accept_rate: per_second(2000),
-            tls_rate: per_second(500),
+            connections: connections.connections,
+            connections_per_ip: connections.connections_per_ip,
+            connections_per_prefix: connections.connections_per_prefix,
+            accept_rate: connections.accept_rate,
+            tls_rate: connections.tls_rate,
+            handshakes_per_ip: connections.handshakes_per_ip,
+            health_reserve: connections.health_reserve,
+            health_from: connections.health_from,
+            exempt: connections.exempt,
         }
-    }
-}
-
-impl Default for PerPrefix {
-    fn default() -> Self {
-        PerPrefix { v4_24: 512, v6_64: 64, v6_48: 1024 }
-    }
-}
-
-const fn per_second(count: u32) -> Rate {
-    match std::num::NonZeroU32::new(count) {
-        Some(count) => Rate::per_second(count),
-        None => Rate::per_second(std::num::NonZeroU32::MIN),
     }
 }
 

@@ -10,15 +10,17 @@ mod document;
 pub mod explain;
 pub mod headers;
 pub mod limits;
+mod listeners;
 pub mod problem;
 pub mod profile;
+mod puma;
 pub mod reference;
 pub mod schema;
 pub mod secret;
 pub mod server;
 mod source;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use figment::{Figment, providers::Serialized};
 use schemars::JsonSchema;
@@ -32,40 +34,67 @@ pub use self::{
 };
 use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
-    accept::pace,
-    layers::{host, normalize},
+    accept::{listener, pace, tls, trusted::TrustedProxies},
+    admin,
+    layers::{answer, ban, conceal, host, in_flight, normalize, rate, sensitive, spill},
+    log,
     units::OneOrMany,
+    upstream,
 };
 
 /// Everything that `proxy.toml` may say. Each table belongs to the module that obeys it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses to listen on, `":443"` for all of the machine's. Port 443 speaks TLS as soon as there is a certificate, and
-    /// port 80 then redirects to it. `[[listener]]` says more about each.
-    pub listen: OneOrMany<String>,
-    /// Host names that are answered for; others get 421. Empty: every name.
+    /// Addresses to listen on, `":443"` for all of the machine's. With a certificate, ports 443 and 8443 speak https and port 80
+    /// redirects to it; everything else speaks http. `[[listener]]` says more about each.
+    pub listen: OneOrMany<listener::Address>,
+    /// Host names that are answered for, `*.example.com` for one label more; others get 421. Empty: every name.
     pub domains: OneOrMany<String>,
-    /// Root of the application: `config/puma.rb`, error pages and the audit are found under it.
+    /// Root of the application: `config/puma.rb` and the audit's subject are found under it.
     pub app: PathBuf,
-    /// Proxies before Palisade whose word on the client counts: addresses, networks, or `"private"`, `"loopback"`.
-    pub trusted_proxies: OneOrMany<String>,
+    /// Peers before Palisade whose word on the client counts. Nobody by default.
+    pub trusted_proxies: TrustedProxies,
     /// Settings for a place to stand in, weaker than any other source.
     pub profile: Profile,
     /// The process.
     pub server: Server,
+    /// Listeners in full; with any, `listen` has no default.
+    pub listener: Vec<listener::Config>,
+    /// TLS, which is on as soon as there is a certificate.
+    pub tls: tls::Config,
+    /// Puma. `upstream = "puma"` is short for its address, as `config/puma.rb` binds it.
+    pub upstream: upstream::Config,
+    /// The one queue, before Puma's threads.
+    pub queue: in_flight::Config,
     /// Deadlines of connections.
     pub timeouts: pace::Timeouts,
     /// The least that a transfer must achieve, against clients that trickle.
     pub rates: pace::Rates,
     /// How much of anything clients may have.
     pub limits: Limits,
+    /// Bodies that wait to be complete, or to be read.
+    pub buffer: spill::Config,
     /// What a request may look like.
     pub framing: normalize::Config,
     /// Which hosts are answered for, besides `domains`.
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
     pub headers: Headers,
+    /// How often clients may come; every rule that matches counts.
+    pub rate_limit: Vec<rate::RuleConfig>,
+    /// Who is shut out for a while, and for what.
+    pub ban: Vec<ban::RuleConfig>,
+    /// Paths that never reach the application.
+    pub sensitive: sensitive::Config,
+    /// What answers must not tell, and what they must.
+    pub conceal: conceal::Config,
+    /// Pages of refusals.
+    pub errors: answer::Config,
+    /// Access lines and events.
+    pub log: log::Config,
+    /// The operator's listener: `/live`, `/ready`, `/metrics`, `/stats`.
+    pub admin: admin::Config,
     /// What findings about the application's set-up do.
     pub audit: server::Audit,
 }
@@ -75,13 +104,16 @@ impl Config {
     pub fn load(inputs: &Inputs) -> Result<Loaded, Invalid> {
         let mut problems = Vec::new();
         let mut layers = inputs.read(&mut problems);
+        puma::resolve(&mut layers, inputs, &mut problems);
         for layer in &mut layers {
             problems.extend(check::check(layer));
         }
         layers.insert(0, profile_layer(&layers)?);
-        let mut config = merge(&layers)?;
-        config.hand_down();
-        let loaded = Loaded::new(config, inputs.clone(), layers);
+        let mut loaded = Loaded::new(merge(&layers)?, inputs.clone(), layers);
+        if !loaded.config.listener.is_empty() && loaded.origin("listen") == Place::BuiltIn {
+            loaded.config.listen.0.clear();
+        }
+        loaded.config.hand_down();
         let clear = |problem: &Problem| !problems.iter().any(|known| is_in_one_table(&known.key, &problem.key));
         let contradictions = cross::check(&loaded).into_iter().filter(clear).collect::<Vec<_>>();
         problems.extend(contradictions);
@@ -100,18 +132,30 @@ impl Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            listen: OneOrMany(vec!["127.0.0.1:8080".to_owned()]),
+            listen: OneOrMany(vec![listener::Address::Ip(SocketAddr::from(([127, 0, 0, 1], 8080)))]),
             domains: OneOrMany::default(),
             app: PathBuf::from("."),
-            trusted_proxies: OneOrMany::default(),
+            trusted_proxies: TrustedProxies::default(),
             profile: Profile::default(),
             server: Server::default(),
+            listener: Vec::new(),
+            tls: tls::Config::default(),
+            upstream: upstream::Config::default(),
+            queue: in_flight::Config::default(),
             timeouts: pace::Timeouts::default(),
             rates: pace::Rates::default(),
             limits: Limits::default(),
+            buffer: spill::Config::default(),
             framing: normalize::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
+            rate_limit: rate::RuleConfig::defaults(),
+            ban: ban::RuleConfig::defaults(),
+            sensitive: sensitive::Config::default(),
+            conceal: conceal::Config::default(),
+            errors: answer::Config::default(),
+            log: log::Config::default(),
+            admin: admin::Config::default(),
             audit: server::Audit::default(),
         }
     }

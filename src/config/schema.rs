@@ -9,7 +9,13 @@ use schemars::{JsonSchema, Schema as Node, SchemaGenerator, generate::SchemaSett
 use serde_json::{Map, Value};
 
 use super::{Config, document::join};
-use crate::units::{Auto, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate};
+use crate::{
+    accept::{listener, trusted::TrustedProxies},
+    admin,
+    layers::in_flight,
+    units::{Auto, BadUnit, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate},
+    upstream::connect,
+};
 
 /// Stands for an address or a network, `ipnet::IpNet`, in the description.
 #[derive(Debug)]
@@ -146,8 +152,8 @@ fn choices(node: &Value) -> Option<Vec<String>> {
 }
 
 fn expected_type(node: &Value) -> String {
-    if let Some(quantity) = node.get("format").and_then(Value::as_str).and_then(quantity) {
-        return quantity;
+    if let Some(said) = node.get(EXPECTS).and_then(Value::as_str) {
+        return said.to_owned();
     }
     let bound = |word: &str| node.get(word).and_then(Value::as_i64);
     let first = match node.get("type") {
@@ -171,21 +177,6 @@ fn expected_type(node: &Value) -> String {
         },
         Some(_) | None => "a table".to_owned(),
     }
-}
-
-/// The sentence of the quantity whose format this is; the types themselves say it.
-fn quantity(format: &str) -> Option<String> {
-    if format == "network" {
-        return Some("an address or a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"".to_owned());
-    }
-    let error = match format {
-        "deadline" => "".parse::<Deadline>().err(),
-        "size" => "?".parse::<ByteSize>().err(),
-        "rate" => "".parse::<Rate>().err(),
-        "byte-rate" => "".parse::<ByteRate>().err(),
-        _ => None,
-    };
-    error.map(|error| error.to_string().trim_start_matches("expected ").to_owned())
 }
 
 /// TOML has no null: a key without a value is left out.
@@ -235,29 +226,59 @@ fn accept_shorthands(schema: &mut Value) {
     }
 }
 
-macro_rules! quantity_schema {
-    ($($t:ty, $name:literal, $schema:tt;)*) => {$(
+/// A type that is written as one value, and the sentence about it; the sentences of quantities are those of their errors.
+macro_rules! described {
+    ($($t:ty: $schema:tt, $expects:expr;)*) => {$(
         impl JsonSchema for $t {
             fn inline_schema() -> bool {
                 true
             }
             fn schema_name() -> Cow<'static, str> {
-                $name.into()
+                stringify!($t).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Node {
-                json_schema!($schema)
+                let mut schema = json_schema!($schema);
+                schema.insert(EXPECTS.to_owned(), $expects.into());
+                schema
             }
         }
     )*};
 }
-quantity_schema! {
-    Deadline, "Deadline", { "type": "string", "format": "deadline", "pattern": "^[0-9]+([.][0-9]{1,6})? ?(ms|s|m|min|h|d|y)$" };
-    ByteSize, "ByteSize", { "type": ["string", "integer"], "format": "size", "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?$" };
-    Rate, "Rate", { "type": "string", "format": "rate", "pattern": "^[1-9][0-9]*/(s|sec|second|min|m|minute|h|hour|d|day)$" };
-    ByteRate, "ByteRate", { "type": "string", "format": "byte-rate", "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?/s$" };
-    Network, "Network", { "type": "string", "format": "network" };
-    Mode, "Mode", { "enum": ["enforce", "observe", "off"] };
+described! {
+    Deadline: { "type": "string", "pattern": "^[0-9]+([.][0-9]{1,6})? ?(ms|s|m|min|h|d|y)$" }, said("".parse::<Deadline>().err());
+    ByteSize: { "type": ["string", "integer"], "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?$" }, said("?".parse::<ByteSize>().err());
+    Rate: { "type": "string", "pattern": "^[1-9][0-9]*/(s|sec|second|min|m|minute|h|hour|d|day)$" }, said("".parse::<Rate>().err());
+    ByteRate: { "type": "string", "pattern": "^[0-9]+([.][0-9]{1,6})? ?([KMGT]i?B?|[kmgt]B?|B)?/s$" }, said("".parse::<ByteRate>().err());
+    Network: { "type": "string" }, "an address or a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
+    TrustedProxies: { "type": ["array", "string"], "items": { "type": "string" } },
+        "networks such as \"10.0.0.0/8\", addresses, or \"loopback\", \"private\", \"cloudflare\", \"unix\"";
+    listener::Address: { "type": "string" }, "\":443\", \"127.0.0.1:8080\", \"[::1]:8080\", \"unix:/path\" or \"fd:NAME\"";
+    connect::Address: { "type": "string" }, "\"puma\", \"http://127.0.0.1:3000\" or \"unix:/path\", with * in the file's name for several";
+    admin::Listen: { "type": "string" }, "\"127.0.0.1:9394\", \"unix:/path\" or \"off\"";
+    in_flight::Max: { "type": ["integer", "string"], "minimum": 0 }, "\"auto\" or a whole number";
+    in_flight::Share: { "type": "number", "minimum": 0, "maximum": 1 }, "a part from 0 to 1, such as 0.5";
 }
+
+impl JsonSchema for Mode {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Mode".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Node {
+        json_schema!({ "enum": ["enforce", "observe", "off"] })
+    }
+}
+
+fn said(error: Option<BadUnit>) -> String {
+    error.map(|error| error.to_string().trim_start_matches("expected ").to_owned()).unwrap_or_default()
+}
+
+/// The annotation that says in words what a key expects.
+const EXPECTS: &str = "x-expects";
 
 impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     fn inline_schema() -> bool {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt,
     fs::File,
     io::Read,
     os::unix::fs::MetadataExt,
@@ -22,11 +23,11 @@ use super::{
 };
 
 /// What a configuration is loaded from. Loading it again after a change is a reload.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Inputs {
     /// The file; `None` where there is none.
     pub file: Option<PathBuf>,
-    /// The environment; names that do not begin with `PALISADE_` are not looked at.
+    /// The environment: settings in names that begin with `PALISADE_`, and whatever `config/puma.rb` asks for.
     pub environment: Vec<(OsString, OsString)>,
     /// `--set key=value`, in order.
     pub set: Vec<String>,
@@ -46,8 +47,7 @@ impl Inputs {
     pub fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
         let named = file.or_else(|| std::env::var_os("PALISADE_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from));
         let usual = || USUAL.iter().map(PathBuf::from).find(|path| path.exists());
-        let environment = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-        Inputs { file: named.or_else(usual), environment: environment.collect(), set }
+        Inputs { file: named.or_else(usual), environment: std::env::vars_os().collect(), set }
     }
 
     /// Reads every source; a source that cannot be read is a problem, and the others are read all the same.
@@ -60,6 +60,12 @@ impl Inputs {
         layers.push(self.flags(problems));
         layers.iter_mut().for_each(Layer::expand);
         layers
+    }
+
+    /// A variable, as `config/puma.rb` would read it.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        let found = self.environment.iter().find(|(known, _)| known == name);
+        found.and_then(|(_, value)| value.to_str()).map(str::to_owned)
     }
 
     fn files(&self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
@@ -117,6 +123,13 @@ impl Inputs {
             }
         }
         layer
+    }
+}
+
+impl fmt::Debug for Inputs {
+    /// The environment holds other programs' secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inputs").field("file", &self.file).finish_non_exhaustive()
     }
 }
 

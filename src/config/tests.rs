@@ -106,9 +106,9 @@ fn the_environment_has_the_type_that_its_key_asks_for() {
     assert_eq!(config.server.threads(), 3);
     assert_eq!(config.limits.body.to_string(), "5GiB");
     assert_eq!(config.limits.header_bytes.0, 65536);
-    assert_eq!(config.limits.connections_per_prefix.v4_24, 7);
-    assert_eq!(config.limits.connections_per_prefix.v6_48, 1024);
-    assert_eq!(config.listen.0, [":8080", "127.0.0.1:81"]);
+    assert_eq!(config.limits.connections_per_prefix.v4_24.get(), 7);
+    assert_eq!(config.limits.connections_per_prefix.v6_48.get(), 1024);
+    assert_eq!(config.listen.0.iter().map(ToString::to_string).collect::<Vec<_>>(), [":8080", "127.0.0.1:81"]);
     assert_eq!(config.domains.0, ["a.example", "b.example"]);
     assert_eq!(config.audit.ignore[0].until, "2027-03-31");
     assert_eq!(config.timeouts.header.to_string(), "7s");
@@ -163,7 +163,7 @@ fn the_stronger_source_wins_key_by_key_and_is_named() {
     let config = &loaded.config;
     assert_eq!(config.limits.header_count, 70);
     assert_eq!(config.limits.uri_bytes.to_string(), "3KiB");
-    assert_eq!(config.limits.connections_per_ip, 16);
+    assert_eq!(config.limits.connections_per_ip.get(), 16);
     assert_eq!(config.domains.0, ["c"]);
     let from = |key: &str| loaded.origin(key).to_string().replace(dir.path().to_str().unwrap(), "");
     assert_eq!(from("limits.body"), "/proxy.toml:3:8");

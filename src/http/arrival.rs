@@ -133,8 +133,12 @@ impl Notes {
 
     /// The rules that were noted, in the order of [`Rule::ALL`].
     pub fn observed(&self) -> impl Iterator<Item = Rule> {
-        let bits = self.observed.load(Relaxed);
-        Rule::ALL.into_iter().filter(move |rule| bits & (1 << (*rule as u8)) != 0)
+        let mut bits = self.observed.load(Relaxed);
+        std::iter::from_fn(move || {
+            let lowest = usize::try_from(bits.trailing_zeros()).ok()?;
+            bits &= bits.wrapping_sub(1);
+            Rule::ALL.get(lowest).copied()
+        })
     }
 
     /// Leaves the fields of a 103 for the front (RFC 8297); the front runs in the same task and looks after each turn.

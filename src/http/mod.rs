@@ -26,6 +26,7 @@ use crate::{
         pace::{Rates, Timeouts},
     },
     guard::Limits,
+    layers::ban::Bans,
     log::Recorder,
     refusal::Refusal,
     units::Deadline,
@@ -46,6 +47,8 @@ pub struct Site<S> {
     pub stack: S,
     /// Log and metrics.
     pub recorder: Arc<Recorder>,
+    /// Who is shut out.
+    pub bans: Arc<Bans>,
 }
 
 /// The configuration in force. A reload swaps it; connections look at each request.
@@ -95,6 +98,7 @@ impl<S: Clone> Site<S> {
 impl<S> Site<S> {
     /// Logs and counts a refusal of which no layer knows, because there was no request yet.
     fn refused(&self, client: &Client, started: Instant, method: &[u8], target: &[u8], refusal: Refusal) {
+        self.bans.note_refusal(client.ip, refusal);
         self.recorder.refused_bytes(client, started, method, target, refusal);
     }
 }

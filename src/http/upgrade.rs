@@ -45,6 +45,12 @@ impl FarEnd {
     }
 }
 
+impl std::fmt::Debug for Far {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Far").field("early", &self.early.len()).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for FarEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("FarEnd")

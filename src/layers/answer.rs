@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// `[errors]` in `proxy.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// A folder with `400.html`, `404.html`, `413.html`, `422.html`, `429.html`, `500.html`, `502.html`, `503.html`, `504.html`

@@ -8,7 +8,10 @@ use std::{net::IpAddr, sync::Arc};
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-use crate::accept::client::{Client, unmapped};
+use crate::accept::{
+    client::{Client, unmapped},
+    trusted,
+};
 
 /// The networks of `trusted_proxies`.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +46,12 @@ impl TrustedProxies {
     /// The address is a trusted proxy's.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl From<&trusted::TrustedProxies> for TrustedProxies {
+    fn from(listed: &trusted::TrustedProxies) -> Self {
+        TrustedProxies::new(listed.networks())
     }
 }
 

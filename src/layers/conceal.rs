@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// `[conceal]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `enforce`, `observe` (counted, nothing changed) or `off`, for `response_remove`. Default: enforce.
@@ -47,7 +47,7 @@ pub struct Config {
 }
 
 /// How long a browser shall come over https only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum Hsts {
     /// So long.
@@ -57,7 +57,7 @@ pub enum Hsts {
 }
 
 /// The word `off`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Off {
     /// Not set.

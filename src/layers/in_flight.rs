@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// `[queue]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Longest wait for one of Puma's threads; then 503 `queue_timeout`. Too low: bursts are refused; too high: people wait
@@ -53,7 +53,7 @@ pub struct Config {
 }
 
 /// `[[queue.class]]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Class {
     /// The name, for logs and metrics.
@@ -70,7 +70,7 @@ pub struct Class {
 }
 
 /// What a class is about.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Match {
     /// Paths: exact, or with `*` at the end for everything that begins so.
@@ -87,7 +87,7 @@ pub enum Max {
 }
 
 /// The order under overload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Oldest first.

@@ -1,4 +1,7 @@
 //! Policy: one file, one threat, one table in `proxy.toml`. Layers do not import each other.
+//!
+//! [`stack`] is the way of a request through them, outermost first.
+
 pub mod answer;
 pub mod authority;
 pub mod backlog;
@@ -25,9 +28,107 @@ pub mod relay;
 pub mod rate;
 pub mod rate_rule;
 pub mod rate_table;
+pub mod redirect;
 pub mod request_id;
 pub mod request_start;
 pub mod sensitive;
 pub mod slots;
 pub mod spill;
 pub mod target_view;
+
+use std::convert::Infallible;
+
+use http::{Request, Response};
+use http_body::Body;
+use tower::ServiceBuilder;
+use tower_service::Service;
+
+use crate::{
+    http::body::{Received, Relay},
+    refusal::Refusal,
+};
+
+/// Each layer as the configuration has made it.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// `[errors]`.
+    pub answer: answer::AnswerLayer,
+    /// `[log]`.
+    pub record: record::RecordLayer,
+    /// `[headers]`.
+    pub request_id: request_id::RequestIdLayer,
+    /// `[[ban]]`.
+    pub ban: ban::BanLayer,
+    /// `[[rate_limit]]`.
+    pub rate: rate::RateLayer,
+    /// `[host]`.
+    pub host: host::HostLayer,
+    /// `[sensitive]`.
+    pub sensitive: sensitive::SensitiveLayer,
+    /// `[framing]`.
+    pub normalize: normalize::NormalizeLayer,
+    /// `[headers]`.
+    pub forwarded: forwarded::ForwardedLayer,
+    /// `[buffer]`.
+    pub relay: relay::RelayLayer,
+    /// `[buffer]`.
+    pub buffer: buffer::BufferLayer,
+    /// `[queue]`.
+    pub in_flight: in_flight::InFlightLayer,
+    /// `[conceal]`.
+    pub conceal: conceal::ConcealLayer,
+    /// `[headers]`.
+    pub canonical: canonical::CanonicalLayer,
+}
+
+/// The way of a request to `puma`, outermost first. Two orders are load-bearing: `buffer` stands outside `in_flight`, so that a
+/// slow sender never holds one of Puma's threads, and `canonical` has the last word on framing.
+pub fn stack<P, B>(
+    layers: Layers,
+    puma: P,
+) -> impl Service<Request<Received>, Response = Response<impl Relay + Send + 'static>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ 'static
+where
+    P: Service<Request<canonical::Canonical>, Response = Response<B>, Error = Refusal> + Clone + Send + Sync + 'static,
+    P::Future: Send,
+    B: Body<Data = bytes::Bytes, Error = Refusal> + Unpin + Send + 'static,
+{
+    ServiceBuilder::new()
+        .layer(layers.answer) // above it nothing fails: from here inward errors are refusals
+        .layer(layers.record) // sees every outcome, refusals too: one log line and its metrics
+        .layer(layers.request_id) // names the request for all who look at it
+        .layer(layers.ban) // cheapest refusal first: no byte of a body has been read
+        .layer(layers.rate)
+        .layer(layers.host) // an unknown host learns nothing
+        .layer(layers.sensitive) // paths that must never reach an application
+        .layer(layers.normalize) // from here on there is one spelling
+        .layer(layers.forwarded) // the client's word on itself is gone, ours is set
+        .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done
+        .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot
+        .layer(layers.in_flight) // the only queue
+        .layer(layers.conceal) // what the answer must not tell
+        .layer(layers.canonical) // the last word on framing
+        .service(puma)
+}
+
+/// The short way of a request to a plain listener that only sends clients to TLS.
+pub fn redirect_stack(
+    layers: Layers,
+    to: redirect::Redirect,
+) -> impl Service<Request<Received>, Response = Response<impl Relay + Send + 'static>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ 'static {
+    ServiceBuilder::new()
+        .layer(layers.answer)
+        .layer(layers.record)
+        .layer(layers.request_id)
+        .layer(layers.ban)
+        .layer(layers.rate)
+        .layer(layers.host)
+        .service(to)
+}

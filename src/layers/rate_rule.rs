@@ -10,7 +10,7 @@ use super::{authority::Authority, target_view};
 use crate::units::{Mode, OneOrMany, Rate};
 
 /// One `[[rate_limit]]` in `proxy.toml`. Every rule that matches counts; the first that is exceeded refuses.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleConfig {
     /// The name in logs, metrics and the RateLimit fields: letters, digits, `-` and `_`.
@@ -96,7 +96,7 @@ impl<'de> Deserialize<'de> for Name {
 }
 
 /// Which requests a rule is about; an empty list stands for all.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
     /// Methods, in capitals.

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// `[sensitive]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `enforce`, `observe` or `off`. Default: enforce.

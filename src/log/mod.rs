@@ -15,7 +15,7 @@ pub mod sink;
 pub mod text;
 
 pub use end::{End, Settle};
-pub use event::{event, start_events};
+pub use event::{event, flush_events, start_events};
 pub use recorder::{Entry, Recorder};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::OneOrMany;
 
 /// `[log]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The form of access lines: `json`, `logfmt`, `combined` (nginx's) or `off`. Default: `json`.
@@ -39,7 +39,7 @@ pub struct Config {
 }
 
 /// `[log.redact]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redact {
     /// Names of query parameters (also of Referer's) whose values are written as `[redacted]`. A name matches where its words
@@ -50,7 +50,7 @@ pub struct Redact {
 }
 
 /// The form of access lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON object per line.
@@ -65,7 +65,7 @@ pub enum Format {
 }
 
 /// How much an event matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Something does not work.
@@ -100,5 +100,26 @@ impl Default for Config {
 impl Default for Redact {
     fn default() -> Self {
         Redact { query: OneOrMany(redact::SECRETS.iter().map(|name| (*name).to_owned()).collect()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_reads_as_documented() {
+        assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
+        let text = r#"{"access":"combined","access_file":"/var/log/palisade.log","level":"warn","redact":{"query":"pin"}}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!((config.access, config.level, config.redact.query.0), (Format::Combined, Level::Warn, vec!["pin".to_owned()]));
+        for text in [r#"{"acess":"json"}"#, r#"{"access":"xml"}"#, r#"{"redact":{"header":[]}}"#] {
+            assert!(serde_json::from_str::<Config>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn levels_are_ordered_by_weight() {
+        assert!(Level::Error < Level::Warn && Level::Warn < Level::Info && Level::Info < Level::Debug);
     }
 }

@@ -14,7 +14,7 @@ pub struct Redaction {
     names: Vec<Vec<Words>>,
 }
 
-/// A name as its words in lower case, each between underscores: `accessToken` is `_access_token_`.
+/// A name as its words in lower case with underscores between them: `user[accessToken]` is `user_access_token`.
 type Words = SmallVec<[u8; 64]>;
 
 impl Redaction {
@@ -22,7 +22,7 @@ impl Redaction {
     pub fn new(config: &Redact) -> Self {
         let mut names = vec![Vec::new(); 256];
         for name in config.query.0.iter().map(|name| words(name.as_bytes())) {
-            if let Some(list) = name.get(1).and_then(|first| names.get_mut(usize::from(*first))) {
+            if let Some(list) = name.first().and_then(|first| names.get_mut(usize::from(*first))) {
                 list.push(name);
             }
         }
@@ -69,21 +69,21 @@ impl Redaction {
     /// The name in front of a value that must not be written.
     fn secret_name<'a>(&self, pair: &'a [u8]) -> Option<&'a [u8]> {
         let name = pair.get(..memchr::memchr(b'=', pair)?)?;
-        let is_one_word = name.iter().all(|b| b.is_ascii_lowercase());
-        let is_secret = if is_one_word {
-            self.by_letter(name).any(|secret| secret.get(1..secret.len().saturating_sub(1)) == Some(name))
-        } else {
-            let name = words(name);
-            memchr::memchr_iter(b'_', &name).any(|at| {
-                let rest = name.get(at..).unwrap_or_default();
-                self.by_letter(rest.get(1..).unwrap_or_default()).any(|secret| rest.starts_with(secret))
-            })
-        };
+        let is_plain = name.iter().all(|b| b.is_ascii_lowercase() || *b == b'_');
+        let is_secret = if is_plain { self.matches(name) } else { self.matches(&words(name)) };
         is_secret.then_some(name)
     }
 
-    fn by_letter(&self, name: &[u8]) -> impl Iterator<Item = &Words> {
-        name.first().and_then(|first| self.names.get(usize::from(*first))).into_iter().flatten()
+    /// Whether a secret's words stand in this name, which is in lower case with underscores between its words.
+    fn matches(&self, name: &[u8]) -> bool {
+        let starts_secret = |rest: &[u8]| {
+            let same_letter = rest.first().and_then(|first| self.names.get(usize::from(*first)));
+            same_letter
+                .into_iter()
+                .flatten()
+                .any(|secret| rest.strip_prefix(secret.as_slice()).is_some_and(|behind| behind.first().is_none_or(|b| *b == b'_')))
+        };
+        starts_secret(name) || memchr::memchr_iter(b'_', name).any(|at| name.get(at.saturating_add(1)..).is_some_and(starts_secret))
     }
 }
 
@@ -95,7 +95,7 @@ pub fn split(target: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// What is redacted unless `log.redact.query` says otherwise: the words of Rails' `filter_parameters`, and those of signed
 /// URLs and OAuth.
-pub const SECRETS: [&str; 36] = [
+pub const SECRETS: [&str; 31] = [
     "token",
     "accesstoken",
     "authtoken",
@@ -104,13 +104,9 @@ pub const SECRETS: [&str; 36] = [
     "passwd",
     "passphrase",
     "pwd",
-    "password_confirmation",
-    "current_password",
     "pass",
     "secret",
-    "client_secret",
     "key",
-    "api_key",
     "apikey",
     "signature",
     "sig",
@@ -123,7 +119,6 @@ pub const SECRETS: [&str; 36] = [
     "credential",
     "credentials",
     "session",
-    "session_id",
     "sessionid",
     "assertion",
     "samlresponse",
@@ -138,12 +133,11 @@ const REDACTED: &[u8] = b"[redacted]";
 
 fn words(name: &[u8]) -> Words {
     let mut words = Words::new();
-    words.push(b'_');
     let mut bytes = name.iter().copied();
     let mut was_lower = false;
     while let Some(b) = bytes.next() {
         let b = if b == b'%' { decoded(&mut bytes) } else { b };
-        let last_is_gap = words.last() == Some(&b'_');
+        let last_is_gap = words.last().is_none_or(|last| *last == b'_');
         let starts_word = b.is_ascii_uppercase() && was_lower;
         if (starts_word || !b.is_ascii_alphanumeric()) && !last_is_gap {
             words.push(b'_');
@@ -153,8 +147,8 @@ fn words(name: &[u8]) -> Words {
         }
         was_lower = b.is_ascii_lowercase();
     }
-    if words.last() != Some(&b'_') {
-        words.push(b'_');
+    if words.last() == Some(&b'_') {
+        words.pop();
     }
     words
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// `[upstream.health]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Path to ask for, such as `/up`. Default: none, no active checks.

@@ -55,7 +55,7 @@ use stats::PumaVersion;
 use sweep::Sweep;
 
 /// `[upstream]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Puma's sockets: `"http://127.0.0.1:3000"`, `"unix:/run/shop/puma.sock"`, a list of them, or one for each worker as

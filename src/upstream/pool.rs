@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::upstream::{connect::Stream, stats::PumaVersion};
 
 /// Whether connections to Puma are used more than once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reuse {
     /// By Puma's version: from 7 on. A version that is not known counts as an old one.

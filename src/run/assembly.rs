@@ -1,0 +1,356 @@
+//! From a configuration to everything that serves by it.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use http::{Request, Response};
+use tokio::task::JoinHandle;
+use tower_service::Service;
+
+use super::{StartError, figures, serve};
+use crate::{
+    accept::{
+        Gate,
+        counters::Counters,
+        limit,
+        listener::{self, Bound, Inherited, Protocol},
+        pace::Sweep,
+        tls::Terminator,
+    },
+    admin,
+    config::Config,
+    drain::{Drain, Phase},
+    http::{
+        Site, Sites,
+        body::{Received, Relay},
+    },
+    layers::{
+        Layers, answer, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
+        relay, request_id, sensitive,
+        slots::Slots,
+        spill::Store,
+    },
+    log::{Level, Recorder, event},
+    metrics::Metrics,
+    upstream::Puma,
+};
+
+/// A stack as the fronts call it.
+pub trait Stack<B>:
+    Service<Request<Received>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+impl<S, B> Stack<B> for S where
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+/// What makes the two stacks; their types have no names.
+#[derive(Debug)]
+pub struct Makers<S, R> {
+    /// The way to Puma.
+    pub stack: fn(Layers, Puma) -> S,
+    /// The way to TLS.
+    pub redirect: fn(Layers, redirect::Redirect) -> R,
+}
+
+/// What lives as long as the process, and the sites that a reload replaces.
+pub struct House<S, R> {
+    /// The way to Puma.
+    pub sites: Arc<Sites<S>>,
+    /// The way to TLS.
+    pub redirects: Arc<Sites<R>>,
+    /// How far the process is with leaving.
+    pub drain: Arc<Drain>,
+    /// What all listeners share.
+    pub gate: Arc<Gate>,
+    /// Threads of Puma.
+    pub puma: Puma,
+    /// Memory and disk for bodies.
+    pub store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    recorder: Arc<Recorder>,
+    pages: Arc<answer::Pages>,
+    bans: ArcSwap<ban::Bans>,
+    rates: ArcSwap<rate::Limits>,
+    slots: Slots,
+    makers: Makers<S, R>,
+}
+
+/// The parts that layers share with the rest and keep over a reload.
+struct Shared<'a> {
+    store: &'a Arc<Store>,
+    sweep: &'a Arc<Sweep>,
+    recorder: &'a Arc<Recorder>,
+    pages: &'a Arc<answer::Pages>,
+    bans: Arc<ban::Bans>,
+    rates: Arc<rate::Limits>,
+    slots: &'a Slots,
+}
+
+impl<S: Clone, R: Clone> House<S, R> {
+    /// Builds everything, within the runtime.
+    pub fn build(config: &Config, makers: Makers<S, R>) -> Result<Self, StartError> {
+        let tls = match config.tls.is_on() {
+            true => Some(Arc::new(Terminator::load(&config.tls).map_err(StartError::Certificate)?)),
+            false => None,
+        };
+        let store = Store::start(&config.buffer).map_err(StartError::resource("buffer.dir", "name a folder that can be written to"))?;
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("PALISADE_REVISION").unwrap_or(""));
+        let metrics = metrics.map_err(|error| StartError::resource("metrics", "report this")(std::io::Error::other(error)))?;
+        let metrics = Arc::new(metrics);
+        let recorder = Recorder::new(&config.log, Arc::clone(&metrics));
+        let recorder = recorder.map_err(StartError::resource("log.access_file", "name a file that can be written to"))?;
+        let pages = answer::Pages::load(&config.errors).map_err(StartError::resource("errors.dir", "name a folder that can be read"))?;
+        let pages = Arc::new(pages);
+        let sweep = Sweep::new();
+        let gate = Arc::new(Gate {
+            timeouts: ArcSwap::from_pointee(config.timeouts.clone()),
+            limits: limit::Limits::new(config.limits.connections()),
+            trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
+            sweep: Arc::clone(&sweep),
+            counters: Counters::default(),
+            tls,
+            report: |line| event(Level::Warn, "listener", &[("problem", &line)]),
+        });
+        tokio::spawn(Arc::clone(&sweep).run());
+        let slots = Slots::new(config.queue.policy(config.upstream.hold_on_refused.get()));
+        let puma = Puma::start(config.upstream.clone(), slots.clone());
+        let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
+        let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
+        let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
+        let shared = Shared {
+            store: &store,
+            sweep: &sweep,
+            recorder: &recorder,
+            pages: &pages,
+            bans: Arc::clone(&bans),
+            rates: Arc::clone(&rates),
+            slots: &slots,
+        };
+        let layers = layers(config, &shared);
+        let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
+        let sites = Sites::new(site(config, (makers.stack)(layers, puma.clone()), &recorder, &bans));
+        let redirects = Sites::new(site(config, redirect, &recorder, &bans));
+        let house = House {
+            sites,
+            redirects,
+            drain: Drain::new(),
+            gate,
+            puma,
+            store,
+            metrics,
+            recorder,
+            pages,
+            bans: ArcSwap::new(bans),
+            rates: ArcSwap::new(rates),
+            slots,
+            makers,
+        };
+        figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
+        Ok(house)
+    }
+
+    /// Follows a new configuration; names the keys that wait for a restart.
+    pub fn reload(&self, old: &Config, new: &Config) -> Result<Vec<&'static str>, StartError> {
+        if let Some(tls) = &self.gate.tls {
+            tls.reconfigure(&new.tls).map_err(StartError::Certificate)?;
+        }
+        self.pages.reload(&new.errors).map_err(StartError::resource("errors.dir", "name a folder that can be read"))?;
+        self.gate.timeouts.store(Arc::new(new.timeouts.clone()));
+        self.gate.limits.reload(new.limits.connections());
+        self.gate.trusted.store(Arc::new(new.trusted_proxies.clone()));
+        self.store.resize(&new.buffer);
+        self.recorder.reload(&new.log);
+        let trusted = client_address::TrustedProxies::from(&new.trusted_proxies);
+        self.bans.store(Arc::new(self.bans.load().reconfigured(new.ban.clone(), trusted.clone())));
+        if old.rate_limit != new.rate_limit || old.trusted_proxies != new.trusted_proxies {
+            self.rates.store(Arc::new(rate::Limits::new(new.rate_limit.clone(), trusted)));
+        }
+        let bans = self.bans.load_full();
+        let layers = layers(
+            new,
+            &Shared {
+                store: &self.store,
+                sweep: &self.gate.sweep,
+                recorder: &self.recorder,
+                pages: &self.pages,
+                bans: Arc::clone(&bans),
+                rates: self.rates.load_full(),
+                slots: &self.slots,
+            },
+        );
+        let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
+        self.redirects.replace(site(new, redirect, &self.recorder, &bans));
+        self.sites.replace(site(new, (self.makers.stack)(layers, self.puma.clone()), &self.recorder, &bans));
+        figures::reloaded();
+        Ok(needs_restart(old, new))
+    }
+
+    /// Says what runs.
+    pub fn announce(&self, config: &Config) {
+        let listeners: Vec<String> = config.listeners().iter().map(|l| l.address.to_string()).collect();
+        event(Level::Info, "serving", &[("version", &env!("CARGO_PKG_VERSION")), ("listeners", &listeners.join(" "))]);
+        if let Some(tls) = &self.gate.tls {
+            for warning in tls.warnings() {
+                event(Level::Warn, "certificate", &[("warning", &warning)]);
+            }
+        }
+    }
+
+    /// Accepts no more; connections end with the answer that they are at.
+    pub fn close(&self) {
+        self.drain.close();
+        self.sites.drain();
+        self.redirects.drain();
+        self.gate.sweep.wake_all();
+    }
+
+    /// Opens log files again.
+    pub fn reopen(&self) {
+        self.recorder.reopen();
+    }
+
+    /// Open client connections.
+    pub fn open_connections(&self) -> usize {
+        self.gate.limits.open()
+    }
+
+    /// Waits for the log to be written.
+    pub fn flush(&self) {
+        let written = self.recorder.flush(PATIENCE) & crate::log::flush_events(PATIENCE);
+        debug_assert!(written || cfg!(not(test)), "the log is written within its patience");
+    }
+
+    /// What the admin pages show.
+    pub fn admin(&self) -> admin::Admin {
+        let (puma, capacity, drain) = (self.puma.clone(), self.puma.clone(), Arc::clone(&self.drain));
+        admin::Admin {
+            metrics: Arc::clone(&self.metrics),
+            ready: Box::new(move || match drain.phase() {
+                Phase::Serving if puma.figures().away => Err("upstream_down"),
+                Phase::Serving => Ok(()),
+                Phase::Leaving | Phase::Closing => Err("draining"),
+            }),
+            capacity: Box::new(move || figures::capacity(&capacity)),
+        }
+    }
+}
+
+/// Sockets that are open, with nobody serving them yet.
+#[derive(Debug)]
+pub struct Listeners {
+    bound: Vec<Bound>,
+    admin: Option<admin::Listener>,
+}
+
+impl Listeners {
+    /// Binds all of them, or none.
+    pub fn bind(config: &Config, inherited: &mut Inherited) -> Result<Self, StartError> {
+        let bound = config.listeners().iter().map(|listener| Bound::bind(listener, inherited)).collect::<Result<Vec<_>, _>>();
+        let bound = bound.map_err(StartError::Bind)?;
+        let admin = admin::Listener::bind(&config.admin);
+        let admin = admin.map_err(StartError::bind("admin.listen", "choose an address that is free, or off"))?;
+        Ok(Listeners { bound, admin })
+    }
+
+    /// Serves on all of them.
+    pub fn start<S, R, B, C>(self, house: &Arc<House<S, R>>) -> Serving
+    where
+        S: Stack<B>,
+        R: Stack<C>,
+        B: Relay + Send + 'static,
+        C: Relay + Send + 'static,
+    {
+        let mut tasks = Vec::new();
+        if let Some(admin) = self.admin {
+            tasks.push(tokio::spawn(admin.serve(Arc::new(house.admin()))));
+        }
+        for bound in self.bound {
+            let (gate, closing) = (Arc::clone(&house.gate), house.drain.closing());
+            tasks.push(match bound.config().protocol {
+                Protocol::Redirect => tokio::spawn(serve::listener(bound, gate, Arc::clone(&house.redirects), closing)),
+                Protocol::Http | Protocol::Https => tokio::spawn(serve::listener(bound, gate, Arc::clone(&house.sites), closing)),
+            });
+        }
+        Serving(tasks)
+    }
+}
+
+/// Listeners that serve, until this is dropped.
+#[derive(Debug)]
+pub struct Serving(Vec<JoinHandle<()>>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
+    let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
+    let policy = buffer::Policy::new(
+        config.buffer.clone(),
+        Arc::clone(shared.store),
+        Arc::clone(shared.sweep),
+        &config.timeouts,
+        &config.rates,
+        config.limits.body,
+    );
+    Layers {
+        answer: answer::AnswerLayer::new(Arc::clone(shared.pages), &[]),
+        record: record::RecordLayer::new(Arc::clone(shared.recorder)),
+        request_id: request_id::RequestIdLayer::new(config.headers.request_id()),
+        ban: ban::BanLayer::new(Arc::clone(&shared.bans)),
+        rate: rate::RateLayer::new(Arc::clone(&shared.rates)),
+        host: host::HostLayer::new(config.host.clone(), &[]),
+        sensitive: sensitive::SensitiveLayer::new(config.sensitive.clone()),
+        normalize: normalize::NormalizeLayer::new(config.framing.clone()),
+        forwarded: forwarded::ForwardedLayer::new(config.headers.forwarded(), trusted),
+        relay: relay::RelayLayer::new(Arc::clone(shared.store), config.buffer.clone()),
+        buffer: buffer::BufferLayer::new(policy),
+        in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
+        conceal: conceal::ConcealLayer::new(config.conceal.clone()),
+        canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
+    }
+}
+
+fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
+    Site {
+        limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
+        timeouts: config.timeouts.clone(),
+        rates: config.rates.clone(),
+        tunnel_idle: config.timeouts.tunnel_idle,
+        stack,
+        recorder: Arc::clone(recorder),
+        bans: Arc::clone(bans),
+    }
+}
+
+/// The port to which redirects lead.
+fn tls_port(config: &Config) -> u16 {
+    let tls = config.listeners().into_iter().find(|listener| listener.protocol == Protocol::Https);
+    match tls.map(|listener| listener.address) {
+        Some(listener::Address::Ip(address)) => address.port(),
+        Some(listener::Address::Any(port)) => port,
+        Some(listener::Address::Unix(_) | listener::Address::Inherited(_)) | None => 443,
+    }
+}
+
+/// What a running process cannot change.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("listen", old.listeners() != new.listeners()),
+        ("server", old.server != new.server),
+        ("upstream", old.upstream != new.upstream),
+        ("queue", old.queue != new.queue),
+        ("admin", old.admin != new.admin),
+        ("log.access_file", old.log.access_file != new.log.access_file),
+    ];
+    differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+/// How long the end of the process waits for its log.
+const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,0 +1,105 @@
+//! Figures whose truth lives elsewhere, collected when somebody reads the metrics.
+
+use std::{
+    sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    accept::{
+        Gate,
+        counters::{Failure, Rejected},
+    },
+    admin::Capacity,
+    layers::spill::Store,
+    metrics::{Metrics, Sheet},
+    upstream::Puma,
+};
+
+/// Registers all of them.
+pub fn register(metrics: &Metrics, gate: &Arc<Gate>, puma: &Puma, store: &Arc<Store>) {
+    let (gate, puma, store) = (Arc::clone(gate), puma.clone(), Arc::clone(store));
+    metrics.collect_with(Box::new(move |sheet| {
+        connections(sheet, &gate);
+        slots(sheet, &puma);
+        buffers(sheet, &store);
+        reloads(sheet);
+    }));
+}
+
+/// Puma's threads, for `/stats`.
+pub fn capacity(puma: &Puma) -> Capacity {
+    let figures = puma.figures();
+    Capacity {
+        backlog: figures.waiting as u64,
+        running: figures.slots.into(),
+        max_threads: figures.slots.into(),
+        busy_threads: figures.in_flight.into(),
+    }
+}
+
+/// A reload has succeeded now.
+pub fn reloaded() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    RELOADED.store(now, Relaxed);
+}
+
+/// A reload has failed.
+pub fn reload_failed() {
+    RELOADS_FAILED.fetch_add(1, Relaxed);
+}
+
+fn connections(sheet: &mut Sheet, gate: &Gate) {
+    let counters = &gate.counters;
+    sheet.gauge("palisade_connections", "Open client connections.", &[], gate.limits.open() as f64);
+    sheet.counter("palisade_connections_total", "Client connections accepted.", &[], counters.accepted());
+    for reason in Rejected::ALL {
+        let labels = [("reason", reason.label())];
+        sheet.counter("palisade_connections_rejected_total", "Client connections closed at once.", &labels, counters.rejected(reason));
+    }
+    sheet.counter("palisade_accept_errors_total", "Failures to accept, such as no descriptors.", &[], counters.accept_errors());
+    sheet.counter("palisade_tls_handshakes_total", "TLS handshakes that succeeded.", &[], counters.handshakes());
+    for cause in Failure::ALL {
+        let labels = [("cause", cause.label())];
+        sheet.counter("palisade_tls_handshakes_failed_total", "Connections that ended before HTTP.", &labels, counters.failed(cause));
+    }
+    for (name, expiry) in gate.tls.iter().flat_map(|tls| tls.expiry()) {
+        let help = "When a certificate expires, in seconds since 1970.";
+        sheet.gauge("palisade_tls_certificate_expiry_timestamp_seconds", help, &[("name", &name)], expiry as f64);
+    }
+}
+
+fn slots(sheet: &mut Sheet, puma: &Puma) {
+    let figures = puma.figures();
+    let used = f64::from(figures.in_flight);
+    sheet.gauge("palisade_slots", "Threads of Puma that can be reached.", &[], figures.slots.into());
+    sheet.gauge("palisade_slots_in_use", "Requests inside Puma.", &[], used);
+    sheet.gauge("palisade_slots_stuck", "Requests inside Puma whose clients were answered 504.", &[], figures.stuck.into());
+    sheet.gauge("palisade_slots_streaming", "Requests inside Puma that are event streams.", &[], figures.streams.into());
+    sheet.gauge("palisade_slot_utilization_ratio", "Requests inside Puma by its threads.", &[], used / f64::from(figures.slots.max(1)));
+    sheet.gauge("palisade_queue_depth", "Requests that wait for a thread.", &[], figures.waiting as f64);
+    sheet.gauge("palisade_upstream_up", "Whether Puma can be reached.", &[], if figures.away { 0.0 } else { 1.0 });
+    sheet.gauge("palisade_upgrades", "Open WebSockets.", &[], puma.upgrades().into());
+    sheet.gauge("palisade_upstream_idle_connections", "Connections to Puma that wait for a request.", &[], puma.idle_connections() as f64);
+    for (index, (threads, busy, _)) in figures.workers.iter().enumerate() {
+        let worker = index.to_string();
+        sheet.gauge("puma_threads_max", "Threads of a worker.", &[("worker", &worker)], (*threads).into());
+        sheet.gauge("puma_threads_busy", "Requests inside a worker.", &[("worker", &worker)], (*busy).into());
+    }
+}
+
+fn buffers(sheet: &mut Sheet, store: &Store) {
+    for (kind, account) in [("memory", &store.memory), ("disk", &store.disk)] {
+        sheet.gauge("palisade_buffer_bytes", "Bytes of bodies that are held.", &[("kind", kind)], account.used() as f64);
+        sheet.gauge("palisade_buffer_limit_bytes", "Bytes of bodies that may be held.", &[("kind", kind)], account.limit() as f64);
+    }
+}
+
+fn reloads(sheet: &mut Sheet) {
+    let help = "When the configuration was last taken over, in seconds since 1970.";
+    sheet.gauge("palisade_config_reload_success_timestamp_seconds", help, &[], RELOADED.load(Relaxed) as f64);
+    sheet.counter("palisade_config_reload_failures_total", "Reloads that were refused.", &[], RELOADS_FAILED.load(Relaxed));
+}
+
+static RELOADED: AtomicU64 = AtomicU64::new(0);
+static RELOADS_FAILED: AtomicU64 = AtomicU64::new(0);

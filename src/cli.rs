@@ -67,7 +67,7 @@ impl Arguments {
     /// Does what the arguments say.
     pub fn perform(self) -> ExitCode {
         let outcome = match self.command {
-            None | Some(Command::Run) => self.load().and_then(|loaded| run(loaded.config).map_err(Failure::Start)),
+            None | Some(Command::Run) => self.load().and_then(|loaded| run(loaded).map_err(Failure::Start)),
             Some(Command::Check) => self.load().and_then(|loaded| print(&format!("The configuration is right.\n{}", loaded.summary()))),
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),

@@ -25,6 +25,7 @@ pub struct RuleConfig {
     /// The name in logs, metrics and the administration.
     pub name: Box<str>,
     /// What counts: `severe`, a refusal by its label (`rate_limited`), or an answer by its status (`status:404`).
+    #[schemars(with = "OneOrMany<String>")]
     pub on: OneOrMany<Trigger>,
     /// How many in how long lead to a ban. Default: `20/min`.
     #[serde(default = "threshold")]
@@ -43,6 +44,7 @@ pub struct RuleConfig {
     pub mode: Mode,
     /// Networks that are never banned. Default: loopback, where another proxy speaks for everybody.
     #[serde(default = "loopback")]
+    #[schemars(with = "OneOrMany<crate::config::schema::Network>")]
     pub allow: OneOrMany<IpNet>,
     /// Clients that are remembered. Memory: about 100 bytes each. Default: 65536.
     #[serde(default = "keys")]

@@ -7,14 +7,14 @@ mod assembly;
 mod figures;
 mod serve;
 
-use std::{fmt, io, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::assembly::{House, Listeners, Makers, Stack};
 use crate::{
     accept::{self, listener::Inherited},
-    config::{Config, Loaded, server::Workers},
+    config::{Config, Loaded},
     drain::emptied,
     http::body::Relay,
     layers,
@@ -50,9 +50,7 @@ impl StartError {
     }
 
     fn bind(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| {
-            StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
-        }
+        move |error| StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
     }
 
     fn resource(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
@@ -78,7 +76,7 @@ pub fn run(loaded: Loaded) -> Result<(), StartError> {
     raise_descriptors();
     let mut inherited = Inherited::take().map_err(StartError::Bind)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers(config))
+        .worker_threads(config.server.threads())
         .thread_name("palisade")
         .enable_all()
         .build()
@@ -207,13 +205,6 @@ impl Signals {
                 Told::Reload | Told::Reopen => {}
             }
         }
-    }
-}
-
-fn workers(config: &Config) -> usize {
-    match config.server.workers {
-        Workers::Count(n) => usize::from(n.get()),
-        Workers::Auto(_) => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
     }
 }
 

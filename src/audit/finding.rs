@@ -74,3 +74,10 @@ impl Finding {
         Self { id, severity: id.severity(), place, detail: detail.into(), unsure: false }
     }
 }
+
+/// One line, for a log.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}: {}. {}", self.id.name(), self.place, self.id.title(), self.detail, self.id.remedy())
+    }
+}

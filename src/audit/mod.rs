@@ -37,7 +37,7 @@ use application::Application;
 pub use checks::Id;
 pub use finding::{Finding, Place, Severity};
 pub use report::{Report, Waived};
-pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening};
+pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening, unwaived};
 pub use waiver::{Date, Waiver};
 
 /// `[audit]` in `proxy.toml`.

@@ -85,7 +85,25 @@ impl<'a, L: Language> Evaluator<'a, L> {
         if self.steps > STEPS {
             return Value::unknown(line, TOO_LONG);
         }
-        match &expression.kind {
+        let value = self.value_of(&expression.kind, line);
+        if value.weight(LARGEST) > LARGEST { Value::unknown(line, TOO_LARGE) } else { value }
+    }
+
+    /// The values of several expressions, together no heavier than one value may be.
+    fn several<'e>(&mut self, parts: impl IntoIterator<Item = &'e Expression>) -> Vec<Value> {
+        let mut left = LARGEST;
+        let mut values = Vec::new();
+        for part in parts {
+            let value = self.value(part);
+            let weight = value.weight(LARGEST);
+            values.push(if weight > left { Value::unknown(part.line, TOO_LARGE) } else { value });
+            left = left.saturating_sub(weight);
+        }
+        values
+    }
+
+    fn value_of(&mut self, kind: &Kind, line: u32) -> Value {
+        match kind {
             Kind::Nil => Value::Nil,
             Kind::True => Value::Bool(true),
             Kind::False => Value::Bool(false),
@@ -95,8 +113,12 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Kind::Sym(text) => Value::Sym(text.clone()),
             Kind::File => Value::Str(self.file.display().to_string()),
             Kind::Interpolated(parts) => self.interpolated(parts, line),
-            Kind::Array(parts) => Value::Array(parts.iter().map(|part| self.value(part)).collect()),
-            Kind::Hash(pairs) => Value::Hash(pairs.iter().map(|(key, value)| (self.value(key), self.value(value))).collect()),
+            Kind::Array(parts) => Value::Array(self.several(parts)),
+            Kind::Hash(pairs) => {
+                let keys = self.several(pairs.iter().map(|(key, _)| key));
+                let values = self.several(pairs.iter().map(|(_, value)| value));
+                Value::Hash(keys.into_iter().zip(values).collect())
+            }
             Kind::Local(name) => self.variables.get(name).cloned().unwrap_or(Value::Nil),
             Kind::AssignLocal(name, value) => {
                 let value = self.value(value);
@@ -163,6 +185,9 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 Some(piece) => text.push_str(&piece),
                 None => return Value::unknown(line, "an interpolated number, array or hash"),
             }
+            if text.len() > LARGEST {
+                return Value::unknown(line, TOO_LARGE);
+            }
         }
         Value::Str(text)
     }
@@ -221,7 +246,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Some(true) => self.value(then),
             Some(false) => self.value(otherwise),
             None => {
-                let why = Why { line: condition.line, why: format!("it depends on {}", reason(&condition_value)) };
+                let why = depends_on(&condition_value, condition.line);
                 self.perhaps(why.clone(), &[then, otherwise]);
                 Value::Unknown(why)
             }
@@ -234,7 +259,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Some(truth) if truth == or => value,
             Some(_) => self.value(right),
             None => {
-                let why = Why { line: left.line, why: format!("it depends on {}", reason(&value)) };
+                let why = depends_on(&value, left.line);
                 self.perhaps(why, &[right]);
                 value
             }
@@ -267,11 +292,122 @@ fn is_environment(receiver: Option<&Expression>) -> bool {
     receiver.is_some_and(|receiver| receiver.kind == Kind::Constant("ENV".to_owned()))
 }
 
-fn reason(value: &Value) -> &str {
-    value.why().map_or("something that is not known", |why| &why.why)
+/// Why what stands behind a condition is not known. A reason does not grow from one condition to the next.
+fn depends_on(condition: &Value, line: u32) -> Why {
+    const START: &str = "it depends on ";
+    match condition.why() {
+        Some(why) if why.why.starts_with(START) => why.clone(),
+        Some(why) => Why { line, why: format!("{START}{}", why.why) },
+        None => Why { line, why: format!("{START}something that is not known") },
+    }
 }
 
 /// Expressions that are evaluated in one file. A long puma.rb takes some 500.
 const STEPS: u32 = 100_000;
 
+/// Bytes and values in one value: a path has at most 4096 bytes, and what is larger is no setting.
+const LARGEST: usize = 8192;
+
+const TOO_LARGE: &str = "a value that is too large";
 const TOO_LONG: &str = "the file takes too many steps to evaluate";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TOKENS: &[&str] = &[
+        "workers",
+        "bind",
+        "ENV",
+        "[",
+        "]",
+        "(",
+        ")",
+        "{",
+        "}",
+        "|i|",
+        "do",
+        "end",
+        "if",
+        "else",
+        "unless",
+        "?",
+        ":",
+        "||=",
+        "=",
+        "+",
+        "*",
+        "**",
+        "/",
+        "-",
+        "%",
+        "&&",
+        "!",
+        "1",
+        "0",
+        "9223372036854775807",
+        "0.5",
+        "'a'",
+        "\"#{",
+        "}\"",
+        ".times",
+        ".map",
+        ".to_i",
+        ".fetch",
+        "x",
+        "X",
+        ",",
+        "\n",
+        ";",
+        "def f",
+        "begin",
+        "rescue",
+        "<<~A\n",
+        "A\n",
+        "->",
+        "self.",
+        "&.",
+        "=>",
+        "a:",
+        "**h",
+        "..",
+        "return",
+    ];
+
+    proptest! {
+        #[test]
+        fn no_source_makes_it_panic_or_run_away(tokens in proptest::collection::vec(proptest::sample::select(TOKENS), 0..40)) {
+            let value = expression(&tokens.join(" "), &|_| None);
+            prop_assert!(value.why().is_none_or(|why| !why.why.is_empty()));
+        }
+    }
+
+    #[test]
+    fn loops_within_loops_end() {
+        let source = "x = 0\n256.times { 256.times { 256.times { 256.times { x += 1 } } } }\nx";
+        let started = std::time::Instant::now();
+        assert!(expression(source, &|_| None).why().is_some());
+        assert!(started.elapsed() < std::time::Duration::from_secs(5));
+    }
+
+    #[test]
+    fn values_cannot_be_doubled_without_end() {
+        let long = format!("x = 'a' * 1\nx = '{}'\n", "a".repeat(8000));
+        for source in [
+            "x = 'aaaaaaaa'\n60.times { x = x + x }\nx".to_owned(),
+            "x = 'aaaaaaaa'\n60.times { x = \"#{x}#{x}\" }\nx".to_owned(),
+            "x = [1]\n60.times { x = [x, x] }\nx".to_owned(),
+            "x = [1]\n60.times { x = [x, x].map { x } }\nx".to_owned(),
+            "x = 1\n256.times { 256.times { x = [x] } }\nx".to_owned(),
+            "x = {a: 1}\n60.times { x = {a: x, b: x} }\nx".to_owned(),
+            format!("{long}[{}1]", "x,".repeat(20_000)),
+            format!("{long}\"{}\"", "#{x}".repeat(20_000)),
+            "x = `y`\n256.times { 256.times { z = 1 if x\nx = z || x } }\nx".to_owned(),
+        ] {
+            let value = expression(&source, &|_| None);
+            assert!(value.why().is_some_and(|why| why.why.len() < 100), "{:.60}", source);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use super::super::methods;
 use super::super::ruby::{Block, Call, Kind};
 use super::super::value::{Value, Why};
-use super::{Evaluator, Invocation, Language, is_environment};
+use super::{Evaluator, Invocation, LARGEST, Language, TOO_LARGE, is_environment};
 
 impl<L: Language> Evaluator<'_, L> {
     pub(super) fn call(&mut self, call: &Call, line: u32) -> Value {
@@ -31,7 +31,7 @@ impl<L: Language> Evaluator<'_, L> {
     }
 
     fn arguments(&mut self, call: &Call) -> Vec<Value> {
-        call.arguments.iter().map(|argument| self.value(argument)).collect()
+        self.several(&call.arguments)
     }
 
     /// A block of something unknown may run: what it sets is not known, but it is looked at.
@@ -108,7 +108,7 @@ impl<L: Language> Evaluator<'_, L> {
             (Value::Array(values), "each_with_index", []) => {
                 Some(values.iter().zip(0_i64..).map(|(value, index)| vec![value.clone(), Value::Int(index)]).collect())
             }
-            (value, "tap" | "then", []) => Some(vec![vec![value.clone()]]),
+            (value, "tap", []) => Some(vec![vec![value.clone()]]),
             _ => None,
         };
         let Some(turns) = turns else {
@@ -119,8 +119,20 @@ impl<L: Language> Evaluator<'_, L> {
             self.perhaps(why.clone(), &[&block.body]);
             return Value::Unknown(why);
         };
-        let results = turns.into_iter().map(|turn| self.turn(block, turn)).collect();
-        if call.name == "map" { Value::Array(results) } else { receiver.clone() }
+        let mut results = Vec::new();
+        let mut left = LARGEST;
+        for turn in turns {
+            let result = self.turn(block, turn);
+            if call.name == "map" && left > 0 {
+                left = left.saturating_sub(result.weight(LARGEST));
+                results.push(result);
+            }
+        }
+        match call.name.as_str() {
+            "map" if left == 0 => Value::unknown(line, TOO_LARGE),
+            "map" => Value::Array(results),
+            _ => receiver.clone(),
+        }
     }
 
     fn turn(&mut self, block: &Block, arguments: Vec<Value>) -> Value {

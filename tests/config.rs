@@ -61,8 +61,29 @@ fn a_mistake_never_prints_the_value_of_a_secret() {
 fn the_defaults_written_out_are_the_defaults() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = TempDir::new().unwrap();
-    let output = finish(binary().args(["check", "--config"]).arg(root.join("proxy.toml")), dir.path());
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let empty = dir.path().join("empty.toml");
+    fs::write(&empty, "").unwrap();
+    let show = |file: &Path| {
+        let output = finish(binary().args(["config", "show", "--config"]).arg(file), dir.path());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let split = |shown: &str| -> Vec<(String, String)> {
+        shown
+            .lines()
+            .filter_map(|line| line.rsplit_once(" # "))
+            .map(|(key, origin)| (key.trim_end().to_owned(), origin.to_owned()))
+            .collect()
+    };
+    let (written, built_in) = (split(&show(&root.join("proxy.toml"))), split(&show(&empty)));
+    assert!(built_in.len() > 30, "{built_in:?}");
+    for ((key, origin), (default, _)) in written.iter().zip(&built_in) {
+        assert_eq!(key, default, "proxy.toml differs from the built-in default");
+        // What is not set, and lists of tables without an entry, cannot be written down as a default.
+        let is_absent = key.starts_with('#') || key.ends_with("= []");
+        assert!(is_absent || origin.contains("proxy.toml"), "proxy.toml does not list {key}");
+    }
+    assert_eq!(written.len(), built_in.len());
 }
 
 #[test]

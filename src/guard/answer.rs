@@ -184,3 +184,158 @@ fn refusal(fault: Fault, rule: Rule) -> Refusal {
 const VERSION: usize = 9;
 /// Fields for which a head has room from the start.
 const FIELDS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads an answer whole, at every cut in two and byte by byte; all must agree.
+    fn read(bytes: &[u8], to_head: bool) -> Result<Option<AnswerHead>, Refusal> {
+        let cut = |cuts: &[usize]| {
+            let (mut scan, mut head) = (AnswerScan::default(), AnswerHead::new());
+            for cut in cuts {
+                if scan.advance(&bytes[..*cut], &AnswerLimits::default(), to_head, &mut head)? {
+                    return Ok(Some(head));
+                }
+            }
+            Ok(None)
+        };
+        let whole = cut(&[bytes.len()]);
+        for at in (0..bytes.len()).step_by((bytes.len() / 300).max(1)) {
+            assert_eq!(format!("{:?}", cut(&[at, bytes.len()])), format!("{whole:?}"), "cut at {at}");
+        }
+        let each: Vec<usize> = (1..=bytes.len()).collect();
+        assert_eq!(format!("{:?}", cut(&each)), format!("{whole:?}"));
+        whole
+    }
+
+    fn accepted(text: &str) -> AnswerHead {
+        read(text.as_bytes(), false).expect(text).expect(text)
+    }
+
+    #[track_caller]
+    fn refused(text: &str, rule: Rule) {
+        assert_eq!(read(text.as_bytes(), false).expect_err(text), Refusal::UpstreamBad(rule), "{text:?}");
+    }
+
+    #[test]
+    fn an_answer_is_read_as_puma_sent_it() {
+        let text = "HTTP/1.1 200 OK\r\nX-A: \u{e9}\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+        let head = accepted(text);
+        assert_eq!((head.status, head.version, head.framing), (200, Version::Http11, AnswerFraming::Length(5)));
+        assert!(head.close && !head.keep_alive);
+        assert_eq!(head.len, text.len() - 5);
+        assert_eq!(head.fields[1].value.of(text.as_bytes()), b"5");
+    }
+
+    #[test]
+    fn the_error_answers_of_every_puma_can_be_read() {
+        for (text, version, framing) in [
+            ("HTTP/1.1 400\r\n\r\n", Version::Http11, AnswerFraming::UntilClose),
+            ("HTTP/1.1 400 \r\n\r\n", Version::Http11, AnswerFraming::UntilClose),
+            ("HTTP/1.0 400 Bad Request\r\nContent-Length: 0\r\n\r\n", Version::Http10, AnswerFraming::Length(0)),
+        ] {
+            let head = accepted(text);
+            assert_eq!((head.status, head.version, head.framing), (400, version, framing));
+        }
+    }
+
+    #[test]
+    fn a_malformed_status_line_is_refused() {
+        for line in [
+            "HTTP/2.0 200 OK",
+            "HTTP/1.2 200 OK",
+            "http/1.1 200 OK",
+            "HTTP/1.1  200 OK",
+            "HTTP/1.1 99 Odd",
+            "HTTP/1.1 099 Odd",
+            "HTTP/1.1 600 Odd",
+            "HTTP/1.1 999 Odd",
+            "HTTP/1.1 2000 OK",
+            "HTTP/1.1 abc",
+            "HTTP/1.1 20",
+            "HTTP/1.1 +20 OK",
+            "HTTP/1.1",
+            "HTTP/1.1 200\tOK",
+            "HTTP/1.1 200OK",
+            "",
+            "GARBAGE",
+            "<html>",
+            " HTTP/1.1 200 OK",
+            "HTTP/1.1 200 O\u{7f}K",
+        ] {
+            refused(&format!("{line}\r\nContent-Length: 0\r\n\r\n"), Rule::P1);
+        }
+        refused("\r\nHTTP/1.1 200 OK\r\n\r\n", Rule::P1);
+        refused("HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", Rule::P1);
+        refused("HTTP/1.1 200 O\rK\r\n\r\n", Rule::P1);
+    }
+
+    #[test]
+    fn a_malformed_field_is_refused() {
+        for field in [
+            "X-A: b\nX-Evil: 1\r\n",
+            "X-A: b\rX-Evil: 1\r\n",
+            "X-A: b\0\r\n",
+            "X-A: b\u{1}\r\n",
+            "X-A : b\r\n",
+            "X-A: b\r\n c\r\n",
+            " X-A: b\r\n",
+            "X A: b\r\n",
+            ": b\r\n",
+            "garbage\r\n",
+        ] {
+            refused(&format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 5\r\n\r\n"), Rule::P2);
+        }
+    }
+
+    #[test]
+    fn a_framing_with_two_readings_is_refused() {
+        for fields in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+            "Content-Length: 5\r\nContent-Length: 5\r\n",
+            "Content-Length: 5\r\nContent-Length: 50\r\n",
+            "Content-Length: 5, 5\r\n",
+            "Content-Length: 0x5\r\n",
+            "Content-Length: five\r\n",
+            "Content-Length:\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+        ] {
+            refused(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"), Rule::P3);
+            refused(&format!("HTTP/1.1 204 No Content\r\n{fields}\r\n"), Rule::P3);
+        }
+        refused("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Rule::P3);
+    }
+
+    #[test]
+    fn a_head_above_its_limits_is_refused() {
+        let field = "X-A: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n";
+        refused(&format!("HTTP/1.1 200 OK\r\n{}\r\n", field.repeat(201)), Rule::P5);
+        assert_eq!(accepted(&format!("HTTP/1.1 200 OK\r\n{}\r\n", field.repeat(200))).fields.len(), 200);
+        let limits = AnswerLimits { head: 100, fields: 200 };
+        for end in ["", "\r\n\r\n"] {
+            let long = format!("HTTP/1.1 200 OK\r\nX-A: {}{end}", "a".repeat(100));
+            let read = AnswerScan::default().advance(long.as_bytes(), &limits, false, &mut AnswerHead::new());
+            assert_eq!(read, Err(Refusal::UpstreamBad(Rule::P5)), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_framing_ends_with_its_connection() {
+        assert_eq!(accepted("HTTP/1.1 200 OK\r\n\r\n").framing, AnswerFraming::UntilClose);
+    }
+
+    #[test]
+    fn an_answer_that_cannot_have_a_body_has_none() {
+        for status in [100, 101, 103, 199, 204, 304] {
+            assert_eq!(accepted(&format!("HTTP/1.1 {status} X\r\nContent-Length: 5\r\n\r\n")).framing, AnswerFraming::None, "{status}");
+            assert_eq!(accepted(&format!("HTTP/1.1 {status} X\r\n\r\n")).framing, AnswerFraming::None, "{status}");
+        }
+        let to_head = read(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true).unwrap().unwrap();
+        assert_eq!(to_head.framing, AnswerFraming::None);
+        assert_eq!(accepted("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n").framing, AnswerFraming::Chunked);
+    }
+}

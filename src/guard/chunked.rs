@@ -236,3 +236,112 @@ fn ending(byte: u8, next: State) -> Result<State, Refusal> {
 const DIGITS: u8 = 16;
 /// Largest chunk: sizes above 32 bits wrap around in some recipients.
 const LARGEST: u64 = 0xffff_ffff;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data, and how many bytes of `input` belong to the body; `None` when its end is not there.
+    fn read(mut chunked: Chunked, pieces: &[&[u8]]) -> Result<Option<(Vec<u8>, usize)>, Refusal> {
+        let (mut data, mut length) = (Vec::new(), 0);
+        for piece in pieces {
+            let mut rest = *piece;
+            loop {
+                let step = chunked.advance(rest, &Limits::default())?;
+                data.extend_from_slice(&rest[step.data.clone()]);
+                length += step.consumed;
+                rest = &rest[step.consumed..];
+                if step.done {
+                    return Ok(Some((data, length)));
+                }
+                if step.consumed == 0 {
+                    break;
+                }
+            }
+            assert!(rest.is_empty());
+        }
+        Ok(None)
+    }
+
+    const BODY: &[u8] = b"5;a=\"b\"\r\nhello\r\n06\r\n world\r\n0;c\r\nX-A: b\r\nX-B:\r\n\r\n";
+
+    #[test]
+    fn a_body_is_small_while_it_is_read() {
+        assert!(size_of::<Chunked>() <= 64);
+    }
+
+    #[test]
+    fn one_call_returns_one_run_of_data() {
+        let mut chunked = Chunked::new();
+        let step = chunked.advance(BODY, &Limits::default());
+        assert_eq!(step, Ok(Piece { consumed: 14, data: 9..14, done: false }));
+        let step = chunked.advance(&BODY[14..], &Limits::default());
+        assert_eq!(step, Ok(Piece { consumed: 12, data: 6..12, done: false }));
+        let step = chunked.advance(&BODY[26..], &Limits::default());
+        let rest = BODY.len() - 26;
+        assert_eq!(step, Ok(Piece { consumed: rest, data: rest..rest, done: true }));
+    }
+
+    #[test]
+    fn bytes_behind_the_body_stay_for_the_next_request() {
+        let stream = [BODY, b"GET / HTTP/1.1\r\n"].concat();
+        assert_eq!(read(Chunked::new(), &[&stream]), Ok(Some((b"hello world".to_vec(), BODY.len()))));
+        let mut chunked = Chunked::new();
+        assert_eq!(chunked.advance(b"0\r\n\r\nG", &Limits::default()), Ok(Piece { consumed: 5, data: 5..5, done: true }));
+        assert_eq!(chunked.advance(b"G", &Limits::default()), Ok(Piece { consumed: 0, data: 0..0, done: true }));
+    }
+
+    #[test]
+    fn every_cut_into_three_reads_the_same() {
+        for one in 0..BODY.len() {
+            for other in one..BODY.len() {
+                let pieces = [&BODY[..one], &BODY[one..other], &BODY[other..]];
+                assert_eq!(read(Chunked::new(), &pieces), Ok(Some((b"hello world".to_vec(), BODY.len()))), "{one} {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_is_never_complete() {
+        for end in 0..BODY.len() {
+            assert_eq!(read(Chunked::new(), &[&BODY[..end]]), Ok(None), "{end}");
+        }
+    }
+
+    #[test]
+    fn every_single_byte_of_a_size_line_is_either_a_digit_or_refused() {
+        for byte in 0..=u8::MAX {
+            let read = read(Chunked::new(), &[&[byte, b'\r', b'\n']]);
+            assert_eq!(read.is_ok(), byte.is_ascii_hexdigit(), "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn the_limits_of_a_size_line_are_exact() {
+        let line = |length: usize| format!("1;a={}\r\nx\r\n", "b".repeat(length - 4));
+        assert_eq!(read(Chunked::new(), &[line(256).as_bytes()]), Ok(None));
+        assert_eq!(read(Chunked::new(), &[line(257).as_bytes()]), Err(Refusal::BadFraming(Rule::G14)));
+        assert_eq!(read(Chunked::new(), &[line(129).repeat(32).as_bytes()]), Ok(None), "32 times 128 bytes of extension");
+        assert_eq!(read(Chunked::new(), &[line(129).repeat(33).as_bytes()]), Err(Refusal::BadFraming(Rule::G14)));
+        assert_eq!(read(Chunked::new(), &[b"00000000ffffffff\r\n"]), Ok(None));
+        assert_eq!(read(Chunked::new(), &[b"0000000100000000\r\n"]), Err(Refusal::BadFraming(Rule::G14)));
+    }
+
+    #[test]
+    fn the_limits_of_a_trailer_section_are_exact() {
+        let fields = |n: usize| format!("0\r\n{}\r\n", "X: y\r\n".repeat(n));
+        assert!(matches!(read(Chunked::new(), &[fields(32).as_bytes()]), Ok(Some(_))));
+        assert_eq!(read(Chunked::new(), &[fields(33).as_bytes()]), Err(Refusal::HeaderTooLarge(Rule::G16Size)));
+        let section = |n: usize| format!("0\r\nX:{}\r\n\r\n", "y".repeat(n - 6));
+        assert!(matches!(read(Chunked::new(), &[section(8192).as_bytes()]), Ok(Some(_))));
+        assert_eq!(read(Chunked::new(), &[section(8193).as_bytes()]), Err(Refusal::HeaderTooLarge(Rule::G16Size)));
+    }
+
+    #[test]
+    fn every_fault_in_an_answer_is_pumas() {
+        for body in ["0x5\r\n", "5\nhello", "5\r\nhelloXX", "0\r\nX\r\n\r\n", "five\r\n"] {
+            assert_eq!(read(Chunked::of_answer(), &[body.as_bytes()]), Err(Refusal::UpstreamBad(Rule::P4)), "{body:?}");
+        }
+        assert_eq!(read(Chunked::of_answer(), &[BODY]), Ok(Some((b"hello world".to_vec(), BODY.len()))));
+    }
+}

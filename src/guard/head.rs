@@ -359,4 +359,63 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_limits_of_a_head_are_exact() {
+        let limits = Limits { head: 200, target: 20, ..Limits::default() };
+        let head = |target: usize, value: usize| {
+            format!("GET /{} HTTP/1.1\r\n{HOST}X: {}\r\n\r\n", "a".repeat(target - 1), "b".repeat(value)).into_bytes()
+        };
+        let room = 200 - head(20, 0).len();
+        assert!(matches!(read_with(&head(20, room), &limits), Ok(Some(_))));
+        assert!(matches!(read_with(&head(20, room + 1), &limits), Err(Refusal::HeaderTooLarge(Rule::G9Size))));
+        assert!(matches!(read_with(&head(21, 0), &limits), Err(Refusal::BadTarget(Rule::G7))));
+        assert!(matches!(read_with(&head(150, 0), &limits), Err(Refusal::BadTarget(Rule::G7))));
+        assert!(matches!(read_with(&head(500, 0), &limits), Err(Refusal::BadTarget(Rule::G7))));
+    }
+
+    #[test]
+    fn a_violation_wins_over_a_limit_only_when_it_comes_first() {
+        let limits = Limits { head: 100, ..Limits::default() };
+        let with_bad_byte_at = |at: usize| {
+            let mut bytes = format!("GET / HTTP/1.1\r\n{HOST}X: {}", "b".repeat(200)).into_bytes();
+            bytes[at] = 0;
+            read_with(&bytes, &limits).expect_err("must be refused")
+        };
+        assert_eq!(with_bad_byte_at(99), Refusal::BadFraming(Rule::G2));
+        assert_eq!(with_bad_byte_at(100), TOO_LARGE);
+    }
+
+    #[test]
+    fn the_request_line_is_judged_before_anything_behind_it() {
+        assert_eq!(refused(b"GET /a#b HTTP/1.1\r\nHost: a\0\r\n\r\n"), Refusal::BadTarget(Rule::G8));
+        assert_eq!(refused(b"GET / HTTP/1.1\r\ngarbage\r\nX: \0\r\n\r\n"), Refusal::BadFraming(Rule::G2));
+    }
+
+    #[test]
+    fn connection_and_expect_are_read_as_lists_and_words() {
+        let head = accepted(&with("Connection: Keep-Alive , CLOSE\r\nExpect: 100-Continue\r\n"));
+        assert!(head.close && head.keep_alive && head.expect_continue);
+        let head = accepted(&with("Connection: closed, xkeep-alive\r\nExpect: y 100-continue\r\n"));
+        assert!(!head.close && !head.keep_alive && !head.expect_continue);
+        assert!(!accepted(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").expect_continue);
+    }
+
+    #[test]
+    fn one_head_serves_many_requests_without_growing() {
+        let mut head = Head::new();
+        let room = head.fields.capacity();
+        for bytes in [with("Connection: close\r\nContent-Length: 5\r\n"), with("")] {
+            assert_eq!(HeadScan::default().advance(&bytes, &Limits::default(), &mut head), Ok(true));
+        }
+        assert_eq!((head.fields.len(), head.framing, head.close), (1, Framing::None, false));
+        assert_eq!(head.fields.capacity(), room);
+    }
+
+    #[test]
+    fn a_span_that_does_not_fit_is_empty() {
+        assert_eq!(Span { start: 1, end: 9 }.of(b"abc"), b"");
+        assert_eq!(Span { start: 2, end: 1 }.of(b"abc"), b"");
+        assert_eq!(Span { start: 1, end: 3 }.of(b"abc"), b"bc");
+    }
 }

@@ -150,14 +150,14 @@ pub(super) enum Line {
 #[inline]
 pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
     let line = buf.get(at..)?;
-    let mut seen = 0;
+    let mut underscore = false;
     let mut colon = 0;
-    for byte in line {
-        let class = CLASS.get(usize::from(*byte)).copied().unwrap_or(0);
-        if class & TCHAR == 0 {
+    loop {
+        colon += line.get(colon..)?.iter().take_while(|b| class(**b) == PLAIN).count();
+        if line.get(colon) != Some(&b'_') {
             break;
         }
-        seen |= class;
+        underscore = true;
         colon += 1;
     }
     let Some(rest) = line.get(colon..)?.strip_prefix(b":") else {
@@ -175,13 +175,19 @@ pub(super) fn read(buf: &[u8], at: usize) -> Option<Line> {
     let lead = raw.iter().take_while(|b| is_blank(**b)).count();
     let trail = raw.get(lead..)?.iter().rev().take_while(|b| is_blank(**b)).count();
     let field = Field { name: Span::new(at, at + colon), value: Span::new(value + lead, value + length - trail) };
-    Some(Line::Field(field, seen & UNDERSCORE != 0, value + length + 2))
+    Some(Line::Field(field, underscore, value + length + 2))
 }
 
 /// Length of the run at the start of `bytes` that has no control byte other than HTAB.
 #[inline]
 fn text(bytes: &[u8]) -> usize {
     let mut at = 0;
+    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+        if block.iter().fold(false, |hit, byte| hit | is_control(*byte)) {
+            break;
+        }
+        at += 16;
+    }
     while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
         let word = u64::from_le_bytes(*chunk);
         // The lowest flag is exact in both terms; higher ones may be carried over from it.
@@ -208,7 +214,12 @@ pub(super) fn is_token(bytes: &[u8]) -> bool {
 
 /// Whether this byte may stand in a token.
 pub(super) fn is_tchar(byte: u8) -> bool {
-    CLASS.get(usize::from(byte)).is_some_and(|class| class & TCHAR != 0)
+    class(byte) != 0
+}
+
+/// What this byte is to a token; 0 when it cannot stand in one.
+fn class(byte: u8) -> u8 {
+    CLASS.get(usize::from(byte)).copied().unwrap_or(0)
 }
 
 /// Whether this byte is SP or HTAB.
@@ -244,7 +255,8 @@ const BLOCK: usize = 64;
 const EACH: u64 = 0x0101_0101_0101_0101;
 /// Below this many new bytes a walk is cheaper than a block.
 const SMALL: usize = 8;
-const TCHAR: u8 = 1;
+/// A byte of a token other than the underscore.
+const PLAIN: u8 = 1;
 const UNDERSCORE: u8 = 2;
 
 static CLASS: [u8; 256] = {
@@ -254,9 +266,9 @@ static CLASS: [u8; 256] = {
         #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which refuses an index out of range")]
         {
             table[byte] = match byte as u8 {
-                b'_' => TCHAR | UNDERSCORE,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'`' | b'|' | b'~' => TCHAR,
-                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => TCHAR,
+                b'_' => UNDERSCORE,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'`' | b'|' | b'~' => PLAIN,
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => PLAIN,
                 _ => 0,
             };
         }
@@ -264,3 +276,94 @@ static CLASS: [u8; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &[u8] = b"GET /aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa HTTP/1.1\r\nHost: a\r\nX-A: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\r\nX-B: c\r\n\r\n";
+
+    fn scan(buf: &[u8]) -> Result<Option<usize>, Fault> {
+        let mut scan = Scan::default();
+        match scan.first_line(buf, 4096)? {
+            Some(_) => scan.rest(buf, 4096),
+            None => Ok(None),
+        }
+    }
+
+    /// What the rules say, byte by byte.
+    fn model(buf: &[u8]) -> Result<Option<usize>, Fault> {
+        let mut first = 0;
+        for (i, byte) in buf.iter().enumerate() {
+            let previous = if i == 0 { b'\n' } else { buf[i - 1] };
+            if let Some(fault) = judge(previous, *byte) {
+                return Err(fault);
+            }
+            if *byte == b'\n' && i >= 2 && buf[i - 2] == b'\n' && first > 0 {
+                return Ok(Some(i + 1));
+            }
+            if *byte == b'\n' && first == 0 {
+                first = i + 1;
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn any_byte_at_any_place_is_judged_as_the_rules_say() {
+        assert_eq!(scan(HEAD), Ok(Some(HEAD.len())));
+        for at in 0..HEAD.len() {
+            for byte in 0..=u8::MAX {
+                let mut changed = HEAD.to_vec();
+                changed[at] = byte;
+                assert_eq!(scan(&changed), model(&changed), "{byte:#x} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_ends_at_the_first_control_byte_wherever_it_stands() {
+        for length in 0..70 {
+            for at in 0..=length {
+                for control in [0, 8, b'\n', b'\r', 0x1f, DEL] {
+                    let mut bytes = [b'\t', b'a', 0x80, 0xff, b' '].repeat(14)[..length].to_vec();
+                    assert_eq!(text(&bytes), length);
+                    bytes.insert(at, control);
+                    assert_eq!(text(&bytes), at, "{control:#x} in {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_has_only_the_bytes_of_the_rfc() {
+        for byte in 0..=u8::MAX {
+            let expected = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(is_tchar(byte), expected, "{byte:#x}");
+            assert_eq!(is_token(&[b'a', byte]), expected, "{byte:#x}");
+        }
+        assert!(!is_token(b""));
+    }
+
+    #[test]
+    fn no_line_is_read_that_a_scan_refuses() {
+        for at in 0..12 {
+            for byte in 0..=u8::MAX {
+                let mut lines = b"X-A: b c\r\nY: z\r\n\r\n".to_vec();
+                lines[at] = byte;
+                let mut from = 0;
+                let end = loop {
+                    match read(&lines, from) {
+                        Some(Line::Field(_, _, next)) => from = next,
+                        Some(Line::Empty(end)) => break Some(end),
+                        None => break None,
+                    }
+                };
+                let whole = [b"GET / HTTP/1.1\r\n", lines.as_slice()].concat();
+                if let Some(end) = end {
+                    assert_eq!(scan(&whole), Ok(Some(end + 16)), "{byte:#x} at {at}");
+                }
+            }
+        }
+    }
+}

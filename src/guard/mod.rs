@@ -142,3 +142,6 @@ pub enum Form {
     /// `*`, only with OPTIONS.
     Asterisk,
 }
+
+#[cfg(test)]
+mod tests;

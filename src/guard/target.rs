@@ -99,7 +99,8 @@ fn harmless(target: &[u8]) -> Option<bool> {
 fn is_unusual(target: &[u8]) -> bool {
     let unusual = |byte: &u8| {
         let byte = *byte;
-        (byte <= b' ') | (byte >= 0x7f) | (byte == b'#') | (byte == b'"') | (byte == b'<') | (byte == b'>') | (byte == b'\\')
+        // `"` and `#` differ in one bit, `<` and `>` too.
+        (byte <= b' ') | (byte >= 0x7f) | (byte & 0xfe == b'"') | (byte & 0xfd == b'<') | (byte == b'\\')
     };
     let (blocks, tail) = target.as_chunks::<BLOCK>();
     // The last block overlaps the one before, so that only a short target is walked byte by byte.
@@ -114,3 +115,80 @@ const BLOCK: usize = 16;
 /// Longest name, RFC 3986 §3.2.2.
 const NAME: usize = 255;
 const PORT_DIGITS: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_target_has_its_fate_in_short_and_long_ones() {
+        for byte in 0..=u8::MAX {
+            for (front, back) in [("/", ""), ("/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "b"), ("/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "")] {
+                let path = [front.as_bytes(), &[byte], back.as_bytes()].concat();
+                let query = [front.as_bytes(), b"?", &[byte], back.as_bytes()].concat();
+                let (expected, in_query) = match byte {
+                    b'"' | b'<' | b'>' => (Some(true), Some(true)),
+                    b'\\' => (None, Some(false)),
+                    b'#' | 0..=b' ' | 0x7f..=0xff => (None, None),
+                    _ => (Some(false), Some(false)),
+                };
+                assert_eq!(read(&path, false).ok().map(|t| t.raw), expected, "{byte:#x}");
+                assert_eq!(read(&query, false).ok().map(|t| t.raw), in_query, "{byte:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_authority_of_absolute_form_ends_at_its_path_or_query() {
+        for (target, authority) in [
+            ("http://a.example", "a.example"),
+            ("http://a.example:80/b?c", "a.example:80"),
+            ("HTTPS://[::1]?c/d", "[::1]"),
+            ("http://a.example//b", "a.example"),
+        ] {
+            let read = read(target.as_bytes(), false).expect(target);
+            assert_eq!((read.form, &target[read.authority]), (Form::Absolute, authority));
+        }
+    }
+
+    #[test]
+    fn an_authority_is_a_host_and_perhaps_a_port() {
+        for good in ["a", "A.b-c_d~e", "a.", "127.0.0.1", "a:0", "a:65535", "a:00080", "[::1]", "[::1]:443", "[2001:db8::192.0.2.1]"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            ":",
+            ":80",
+            "a:",
+            "a:b",
+            "a:65536",
+            "a:000080",
+            "a:+8",
+            "a:80:80",
+            "a,b",
+            "a b",
+            "u@a",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a%62",
+            "a;b",
+            "a'b",
+            "é",
+            "[]",
+            "[::1",
+            "::1",
+            "[::1]a",
+            "[::1]:",
+            "[::1%25lo]",
+            "[a]",
+            "[1.2.3.4]",
+            "[::1]]",
+            "a]",
+            "[[::1]]",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -175,7 +175,7 @@ impl Amend for Change {
 impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
         let tells = match self.mode {
-            Mode::Enforce => self.telltale.iter().fold(false, |told, name| headers.remove(name).is_some() || told),
+            Mode::Enforce => self.telltale.iter().filter(|name| headers.remove(*name).is_some()).count() > 0,
             Mode::Observe => self.telltale.iter().any(|name| headers.contains_key(name)),
             Mode::Off => false,
         };

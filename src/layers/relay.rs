@@ -285,7 +285,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Body for Relayed<B> {
     fn is_end_stream(&self) -> bool {
         match self {
             Relayed::Whole(bytes) => bytes.is_none(),
-            Relayed::Live(absorber) => absorber.inner.is_none() && absorber.queue.is_empty() && absorber.backlog.is_none() && absorber.failed.is_none(),
+            Relayed::Live(absorber) => {
+                absorber.inner.is_none() && absorber.queue.is_empty() && absorber.backlog.is_none() && absorber.failed.is_none()
+            }
             Relayed::Pumped { left, .. } => *left == Some(0),
         }
     }

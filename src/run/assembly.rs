@@ -26,9 +26,7 @@ use crate::{
     },
     layers::{
         Layers, answer, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
-        relay, request_id, sensitive,
-        slots::Slots,
-        spill::Store,
+        relay, request_id, sensitive, slots::Slots, spill::Store,
     },
     log::{Level, Recorder, event},
     metrics::Metrics,

@@ -1,7 +1,10 @@
 //! Figures whose truth lives elsewhere, collected when somebody reads the metrics.
 
 use std::{
-    sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 

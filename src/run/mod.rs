@@ -50,9 +50,7 @@ impl StartError {
     }
 
     fn bind(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| {
-            StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
-        }
+        move |error| StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
     }
 
     fn resource(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {

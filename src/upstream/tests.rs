@@ -54,8 +54,8 @@ impl Way {
             Some(slot) => slot,
             None => self.slots.enqueue(ask).unwrap().slot().await.map_err(|_| Refusal::UpstreamRefused)?,
         };
-        let content = if body.is_empty() { Content::None } else { Content::Memory(Bytes::copy_from_slice(body)) };
-        let mut complete = Complete::forged(content);
+        let content = if body.is_empty() { Content::None } else { Content::Memory(Bytes::copy_from_slice(body).into()) };
+        let mut complete = Complete::for_test(content);
         complete.admit(slot);
         let mut request = Request::new(Canonical::forged(head, complete));
         request.extensions_mut().insert(arrival());

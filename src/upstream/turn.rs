@@ -14,13 +14,7 @@ use bytes::BytesMut;
 use crate::{
     http::upgrade::FarEnd,
     layers::slots::Slot,
-    upstream::{
-        Inner,
-        connect::Stream,
-        dispatch::Socket,
-        pool::Connection,
-        upgrade::far_end,
-    },
+    upstream::{Inner, connect::Stream, dispatch::Socket, pool::Connection, upgrade::far_end},
 };
 
 /// A connection in use and the thread behind it.

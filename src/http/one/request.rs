@@ -37,7 +37,13 @@ pub struct Arrived {
 }
 
 /// Looks for a whole head in what has arrived. `None` as long as it is not complete.
-pub fn take(wire: &mut Wire, scan: &mut HeadScan, limits: &Limits, client: &Arc<Client>, started: Instant) -> Result<Option<Arrived>, Refusal> {
+pub fn take(
+    wire: &mut Wire,
+    scan: &mut HeadScan,
+    limits: &Limits,
+    client: &Arc<Client>,
+    started: Instant,
+) -> Result<Option<Arrived>, Refusal> {
     HEAD.with_borrow_mut(|head| {
         if !scan.advance(&wire.input, limits, head)? {
             return Ok(None);

@@ -5,7 +5,7 @@
 use std::{cell::RefCell, io::Write, time::SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 
 /// How the client learns where the body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,9 @@ pub fn write_head(out: &mut Vec<u8>, parts: &response::Parts, frame: Frame, pers
     out.push(b' ');
     out.extend_from_slice(parts.status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.extend_from_slice(b"\r\n");
-    write_fields(out, &parts.headers);
+    // Where a body follows its length is ours to say; an answer to HEAD tells the length that GET would have.
+    let own = if frame == Frame::Nothing { None } else { Some(header::CONTENT_LENGTH) };
+    write_fields(out, parts.headers.iter().filter(|(name, _)| own.as_ref() != Some(*name)));
     if !parts.headers.contains_key(header::DATE) {
         write_date(out, now);
     }
@@ -80,7 +82,7 @@ pub fn interim(status: StatusCode, fields: &HeaderMap) -> Bytes {
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.extend_from_slice(b"\r\n");
-    write_fields(&mut out, fields);
+    write_fields(&mut out, fields.iter());
     out.extend_from_slice(b"\r\n");
     out.into()
 }
@@ -99,7 +101,7 @@ pub fn chunk_line(out: &mut Vec<u8>, length: usize) {
 /// The last chunk and the empty trailer section.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-fn write_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
+fn write_fields<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>) {
     for (name, value) in fields {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");

@@ -36,7 +36,7 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, spill},
+    layers::{answer, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
     log,
     units::OneOrMany,
     upstream,
@@ -81,6 +81,8 @@ pub struct Config {
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
     pub headers: Headers,
+    /// What Rack can take, each part with a mode of its own.
+    pub shield: shield_config::Config,
     /// Paths that must never reach an application, such as `/.env` and `/.git`.
     pub sensitive: sensitive::Config,
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
@@ -151,6 +153,7 @@ impl Default for Config {
             framing: normalize::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
+            shield: shield_config::Config::default(),
             sensitive: sensitive::Config::default(),
             rate_limit: rate_rule::RuleConfig::defaults(),
             ban: ban_rule::RuleConfig::defaults(),

@@ -6,7 +6,7 @@ use super::{multipart, parameters};
 use crate::units::{ByteSize, Mode};
 
 /// `[shield]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Range; dropped when it is above a limit, overlaps or is malformed.
@@ -26,7 +26,7 @@ pub struct Config {
 }
 
 /// `[shield.range]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RangeLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.
@@ -38,7 +38,7 @@ pub struct RangeLimit {
 }
 
 /// `[shield.accept]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AcceptLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.
@@ -52,7 +52,7 @@ pub struct AcceptLimit {
 }
 
 /// `[shield.content_type]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContentTypeLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.
@@ -64,7 +64,7 @@ pub struct ContentTypeLimit {
 }
 
 /// `[shield.cookies]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookieLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.
@@ -76,7 +76,7 @@ pub struct CookieLimit {
 }
 
 /// `[shield.query]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueryLimit {
     /// `enforce`, `observe` or `off`, for the two limits. Default: enforce.
@@ -90,7 +90,7 @@ pub struct QueryLimit {
 }
 
 /// `[shield.multipart]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MultipartLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.
@@ -112,7 +112,7 @@ pub struct MultipartLimit {
 }
 
 /// `[shield.form]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FormLimit {
     /// `enforce`, `observe` or `off`. Default: enforce.

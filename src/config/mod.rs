@@ -36,7 +36,7 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
+    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
     log,
     units::OneOrMany,
     upstream,
@@ -81,10 +81,12 @@ pub struct Config {
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
     pub headers: Headers,
-    /// What Rack can take, each part with a mode of its own.
-    pub shield: shield_config::Config,
     /// Paths that must never reach an application, such as `/.env` and `/.git`.
     pub sensitive: sensitive::Config,
+    /// Debug pages and traces in errors.
+    pub backtrace: backtrace::Config,
+    /// What Rack can take, each part with a mode of its own.
+    pub shield: shield_config::Config,
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
     pub rate_limit: Vec<rate_rule::RuleConfig>,
     /// Rules by which clients are shut out for a time.
@@ -153,10 +155,11 @@ impl Default for Config {
             framing: normalize::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
-            shield: shield_config::Config::default(),
             sensitive: sensitive::Config::default(),
             rate_limit: rate_rule::RuleConfig::defaults(),
             ban: ban_rule::RuleConfig::defaults(),
+            backtrace: backtrace::Config::default(),
+            shield: shield_config::Config::default(),
             conceal: conceal::Config::default(),
             errors: answer::Config::default(),
             log: log::Config::default(),

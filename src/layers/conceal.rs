@@ -146,7 +146,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // What the client used counts: `forwarded` has written it, and only a trusted peer can have changed it.
-        let https = match request.headers().get("x-forwarded-proto") {
+        let https = match request.headers().get(X_FORWARDED_PROTO) {
             Some(proto) => proto == "https",
             None => request.extensions().get::<Arrival>().is_some_and(|arrival| arrival.client.scheme == Scheme::Https),
         };
@@ -191,6 +191,7 @@ impl Preset {
     }
 }
 
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const TELLTALE: [&str; 7] = ["Server", "X-Powered-By", "X-Runtime", "X-Rack-Cache", "X-Cascade", "X-AspNet-Version", "X-Generator"];
 
 #[cfg(test)]

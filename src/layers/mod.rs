@@ -79,14 +79,20 @@ pub struct Layers {
     pub normalize: normalize::NormalizeLayer,
     /// `[headers]`.
     pub forwarded: forwarded::ForwardedLayer,
+    /// `[shield]`, the head.
+    pub shield: shield::ShieldLayer,
     /// `[buffer]`.
     pub relay: relay::RelayLayer,
     /// `[buffer]`.
     pub buffer: buffer::BufferLayer,
+    /// `[shield]`, the body.
+    pub shield_body: shield_body::ShieldBodyLayer,
     /// `[queue]`.
     pub in_flight: in_flight::InFlightLayer,
     /// `[conceal]`.
     pub conceal: conceal::ConcealLayer,
+    /// `[backtrace]`.
+    pub backtrace: backtrace::BacktraceLayer,
     /// `[headers]`.
     pub canonical: canonical::CanonicalLayer,
 }
@@ -116,10 +122,13 @@ where
         .layer(layers.sensitive) // paths that must never reach an application
         .layer(layers.normalize) // from here on there is one spelling
         .layer(layers.forwarded) // the client's word on itself is gone, ours is set
+        .layer(layers.shield) // Rack's known weak spots in fields
         .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done
         .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot
+        .layer(layers.shield_body) // and in complete bodies
         .layer(layers.in_flight) // the only queue
         .layer(layers.conceal) // what the answer must not tell
+        .layer(layers.backtrace)
         .layer(layers.canonical) // the last word on framing
         .service(puma)
 }

@@ -31,6 +31,7 @@ use crate::{
 
 mod hostile;
 mod ordinary;
+mod overload;
 mod real;
 mod restarts;
 
@@ -117,7 +118,7 @@ enum Say {
 /// A Puma that says what it was told, request by request, over whatever connections.
 struct Scripted {
     address: Address,
-    requests: Arc<Mutex<Vec<(usize, Vec<u8>)>>>,
+    requests: Seen,
     _folder: tempfile::TempDir,
 }
 
@@ -152,9 +153,12 @@ impl Scripted {
     }
 }
 
+/// Requests, and the number of the connection that each came on.
+type Seen = Arc<Mutex<Vec<(usize, Vec<u8>)>>>;
+
 type Script = Arc<Mutex<std::collections::VecDeque<Say>>>;
 
-async fn converse(mut stream: UnixStream, connection: usize, script: Script, seen: Arc<Mutex<Vec<(usize, Vec<u8>)>>>) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, connection: usize, script: Script, seen: Seen) -> io::Result<()> {
     let early = matches!(script.lock().unwrap().front(), Some(Say::Early(_) | Say::Unread));
     if early {
         let say = script.lock().unwrap().pop_front();

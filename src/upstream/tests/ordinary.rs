@@ -1,7 +1,10 @@
 //! Connections, retries and slots, with a scripted Puma.
 
 use super::*;
-use crate::{http::upgrade::FarEnd, upstream::Reuse};
+use crate::{
+    http::upgrade::FarEnd,
+    upstream::{Health, Reuse},
+};
 
 fn kept(address: &Address) -> Config {
     Config { reuse: Reuse::Keepalive, ..config(address.clone()) }
@@ -237,4 +240,21 @@ async fn a_post_on_a_connection_that_puma_has_closed_is_sent_again_on_a_fresh_on
         assert_eq!(answer.unwrap().1, said);
         assert_eq!(way.puma.idle_connections(), 1);
     }
+}
+
+#[tokio::test]
+async fn an_ill_application_gets_no_requests_until_it_is_well() {
+    let ill = || Say::Close(b"HTTP/1.1 500 Ill\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let puma = Scripted::new(vec![ill(), ill(), ill(), Say::Close(ok("up")), Say::Close(ok("page"))]);
+    let health = Health { path: Some("/up".into()), interval: Deadline::millis(20), unhealthy: 2, ..Health::default() };
+    let way = Way::new(Config { health, ..config(puma.address.clone()) });
+    let until = async |away| {
+        while way.slots.figures().away != away {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), until(true)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), until(false)).await.unwrap();
+    assert!(puma.request(0).starts_with("GET /up HTTP/1.1\r\nHost: localhost\r\n"));
+    assert!(puma.connections().len() >= 4);
 }

@@ -3,15 +3,22 @@
 use std::{
     fmt,
     io::{self, Write},
+    net::TcpStream,
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
+    accept::{self, tls::Terminator},
+    admin,
+    audit::{self, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
     run::{StartError, run},
+    upstream::connect::Address,
 };
 
 /// The proxy that Puma deserves: before it, against the Internet.
@@ -32,13 +39,30 @@ pub struct Arguments {
 enum Command {
     /// Serves, in the foreground (the default).
     Run,
-    /// Names everything that is wrong with the configuration.
-    Check,
+    /// Names everything that is wrong with the configuration and its certificates.
+    Check {
+        /// Connects to the upstream too.
+        #[arg(long)]
+        live: bool,
+    },
     /// Shows the configuration.
     Config {
         #[command(subcommand)]
         what: Show,
     },
+    /// Looks for holes in the set-up of an application, without running any of it.
+    Audit {
+        /// The application's root; else `app` of the configuration.
+        dir: Option<PathBuf>,
+        /// How to show what was found.
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// From which severity on the exit code is 6; else `audit.fail_on` of the configuration.
+        #[arg(long, value_enum)]
+        fail_on: Option<FailOn>,
+    },
+    /// Asks a running Palisade whether it is ready, for the health check of a container.
+    Healthcheck,
     /// Shows the version.
     Version {
         /// As one JSON object.
@@ -55,29 +79,57 @@ enum Show {
     Schema,
 }
 
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Format {
+    #[default]
+    Table,
+    Json,
+    Sarif,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FailOn {
+    Low,
+    Medium,
+    High,
+    Critical,
+    Never,
+}
+
 /// Why Palisade ended otherwise than well.
 #[derive(Debug)]
 enum Failure {
     Configuration(Invalid),
+    Certificate(accept::Problem),
     Start(StartError),
+    Upstream(String),
+    Found,
+    NotReady(String),
     Output(io::Error),
 }
 
 impl Arguments {
     /// Does what the arguments say.
     pub fn perform(self) -> ExitCode {
-        let outcome = match self.command {
+        let outcome = match &self.command {
             None | Some(Command::Run) => self.load().and_then(|loaded| run(loaded).map_err(Failure::Start)),
-            Some(Command::Check) => self.load().and_then(|loaded| print(&format!("The configuration is right.\n{}", loaded.summary()))),
+            Some(Command::Check { live }) => self.load().and_then(|loaded| check(&loaded, *live)),
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),
-            Some(Command::Version { json }) => print(&version(json)),
+            Some(Command::Audit { dir, format, fail_on }) => self.load().and_then(|loaded| audit(&loaded.config, dir, *format, *fail_on)),
+            Some(Command::Healthcheck) => {
+                self.load().and_then(|loaded| admin::probe(&loaded.config.admin.listen).map_err(Failure::NotReady))
+            }
+            Some(Command::Version { json }) => print(&version(*json)),
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
-                // Where standard error is closed there is nobody left to tell.
-                writeln!(io::stderr(), "{failure}").unwrap_or_default();
+                let words = failure.to_string();
+                if !words.is_empty() {
+                    // Where standard error is closed there is nobody left to tell.
+                    writeln!(io::stderr(), "{words}").unwrap_or_default();
+                }
                 ExitCode::from(failure.code())
             }
         }
@@ -94,6 +146,10 @@ impl Failure {
             Failure::Configuration(invalid) => invalid.exit_code(),
             Failure::Start(error) => error.exit_code(),
             Failure::Output(_) => 1,
+            Failure::Upstream(_) => 5,
+            Failure::Found => audit::FOUND,
+            Failure::Certificate(_) => 7,
+            Failure::NotReady(_) => 8,
         }
     }
 }
@@ -103,8 +159,60 @@ impl fmt::Display for Failure {
         match self {
             Failure::Configuration(invalid) => invalid.fmt(f),
             Failure::Start(error) => error.fmt(f),
-            Failure::Output(error) => write!(f, "standard output: {error}"),
+            Failure::Certificate(problem) => write!(f, "{}: {}\n  remedy: {}", problem.place, problem.cause, problem.remedy),
+            Failure::Upstream(words) | Failure::NotReady(words) => f.write_str(words),
+            Failure::Found => Ok(()),
+            Failure::Output(error) => error.fmt(f),
         }
+    }
+}
+
+/// What `run` would find out at its start, short of opening a port.
+fn check(loaded: &Loaded, live: bool) -> Result<(), Failure> {
+    let mut text = format!("The configuration is right.\n{}", loaded.summary());
+    if loaded.config.tls.is_on() {
+        let tls = Terminator::load(&loaded.config.tls).map_err(Failure::Certificate)?;
+        for warning in tls.warnings() {
+            text.push_str(&format!("warning: {warning}\n"));
+        }
+    }
+    if live {
+        for address in loaded.config.upstream.address.0.iter().flat_map(Address::expand) {
+            reach(&address)
+                .map_err(|error| Failure::Upstream(format!("{address}: {error}\n  remedy: start Puma, or correct upstream.address")))?;
+            text.push_str(&format!("{address} answers.\n"));
+        }
+    }
+    print(&text)
+}
+
+fn reach(address: &Address) -> io::Result<()> {
+    match address {
+        Address::Tcp(address) => TcpStream::connect_timeout(address, PATIENCE).map(drop),
+        Address::Unix(path) => UnixStream::connect(path).map(drop),
+    }
+}
+
+fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option<FailOn>) -> Result<(), Failure> {
+    let format = match format {
+        Format::Table => audit::Format::Table,
+        Format::Json => audit::Format::Json,
+        Format::Sarif => audit::Format::Sarif,
+    };
+    let least = match fail_on {
+        None => Some(config.audit.fail_on),
+        Some(FailOn::Low) => Some(Severity::Low),
+        Some(FailOn::Medium) => Some(Severity::Medium),
+        Some(FailOn::High) => Some(Severity::High),
+        Some(FailOn::Critical) => Some(Severity::Critical),
+        Some(FailOn::Never) => None,
+    };
+    let dir = dir.as_deref().unwrap_or(&config.app);
+    match audit::command(dir, format, least, &config.audit.ignore, &mut io::stdout().lock()) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Failure::Found),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::Output(error)),
     }
 }
 
@@ -121,6 +229,8 @@ fn print(text: &str) -> Result<(), Failure> {
         Ok(()) | Err(_) => Ok(()),
     }
 }
+
+const PATIENCE: Duration = Duration::from_secs(2);
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 runtime failure, 2 usage, 3 configuration invalid, 4 cannot bind, \
 5 upstream not ready, 6 audit findings, 7 certificate problem, 8 admin socket unreachable.";

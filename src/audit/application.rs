@@ -210,6 +210,9 @@ impl<'o> Application<'o> {
         let named = |name: &str, stem: &str| name == stem || name.starts_with(&format!("{stem}."));
         for name in self.files("") {
             let Some(text) = self.text(&name) else { continue };
+            if ["dev", "test", "ci"].iter().any(|purpose| name.contains(&format!(".{purpose}"))) {
+                continue;
+            }
             if named(&name, "Dockerfile") && !name.ends_with(".dockerignore") {
                 self.dockerfiles.push((name, Dockerfile::parse(&text)));
             } else if named(&name, "Procfile") {

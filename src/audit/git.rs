@@ -70,6 +70,7 @@ impl Repository {
         let mut history = History { complete: self.repository.is_shallow().is_ok_and(|shallow| !shallow), ..History::default() };
         let mut seen_trees: HashSet<(ObjectId, usize)> = HashSet::new();
         let mut seen: HashSet<ObjectId> = HashSet::new();
+        let mut roots: HashSet<ObjectId> = HashSet::new();
         let mut open = self.tips();
         while let Some(id) = open.pop() {
             if !seen.insert(id) {
@@ -88,9 +89,14 @@ impl Repository {
                 history.complete = false;
                 continue;
             };
+            let tree = tree.detach();
+            // A commit that changed nothing, such as a merge, has a tree that was looked at.
+            if !roots.insert(tree) {
+                continue;
+            }
             let short = id.to_hex_with_len(10).to_string();
             for (folder, number) in folders.iter().zip(0..) {
-                self.files(tree.detach(), folder, number, &short, &mut seen_trees, &mut history);
+                self.files(tree, folder, number, &short, &mut seen_trees, &mut history);
             }
         }
         history

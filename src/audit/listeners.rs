@@ -8,7 +8,11 @@ use crate::puma::puma_rb::RemoteAddress;
 use crate::puma::{Bind, Listener};
 
 pub(super) fn check(app: &mut Application<'_>) {
-    let listeners = app.puma.listeners();
+    let mut listeners = app.puma.listeners();
+    // Without a file Puma's default holds, unless the command line says otherwise; and not everything is Puma.
+    if listeners.iter().any(|listener| listener.line == 0) && (!runs_puma(app) || binds_by_command(app)) {
+        listeners.clear();
+    }
     for listener in &listeners {
         socket(app, listener);
         tls(app, listener);
@@ -16,6 +20,18 @@ pub(super) fn check(app: &mut Application<'_>) {
     published(app, &listeners);
     believed(app, &listeners);
     limits(app, &listeners);
+}
+
+fn runs_puma(app: &Application<'_>) -> bool {
+    app.puma.path.is_some() || app.puma_version().is_some() || app.metadata("config.ru").is_some()
+}
+
+/// Whether some command names where Puma listens.
+fn binds_by_command(app: &Application<'_>) -> bool {
+    let names = ["-b", "--bind", "-p", "--port"];
+    app.deployed_commands()
+        .iter()
+        .any(|(_, command)| command.text.contains("puma") && names.iter().any(|name| deployment::argument(&command.text, name).is_some()))
 }
 
 /// E07 and E08.
@@ -67,6 +83,10 @@ fn published(app: &mut Application<'_>, listeners: &[Listener]) {
         let bind = deployment::argument(&command.text, "-b").or_else(|| deployment::argument(&command.text, "--bind"));
         if !command.text.contains("puma") {
             continue;
+        }
+        let port = deployment::argument(&command.text, "-p").or_else(|| deployment::argument(&command.text, "--port"));
+        if let Some(port) = port {
+            found.push((name.clone(), command.line, format!("Puma is started with --port {port}: it listens on every address")));
         }
         if let Some(bind) = bind.and_then(|url| Bind::parse(&url)) {
             if bind.reachable_from_outside() {

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -36,8 +37,30 @@ use application::Application;
 pub use checks::Id;
 pub use finding::{Finding, Place, Severity};
 pub use report::{Report, Waived};
-pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening};
+pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening, unwaived};
 pub use waiver::{Date, Waiver};
+
+/// `[audit]` in `proxy.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What a finding of the runtime part does when the proxy starts. Default: `warn`.
+    ///
+    /// `off` lets a socket that everyone may open go unseen; `block` refuses the start until it is repaired or waived.
+    pub on_start: OnStart,
+    /// Findings that were accepted, each with a reason and a last day. Default: none.
+    pub ignore: Vec<Waiver>,
+}
+
+/// What a finding at start does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStart {
+    Off,
+    #[default]
+    Warn,
+    Block,
+}
 
 /// How to look.
 #[derive(Clone, Debug)]
@@ -73,6 +96,19 @@ pub enum Format {
     Table,
     Json,
     Sarif,
+}
+
+impl FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            "sarif" => Ok(Self::Sarif),
+            _ => Err("expected table, json or sarif"),
+        }
+    }
 }
 
 impl Default for Options {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::checks::Id;
 use super::finding::{Finding, Place};
+use super::waiver::{Date, Waiver};
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
@@ -121,6 +122,13 @@ pub fn at_start(facts: &RuntimeFacts) -> Vec<Finding> {
     findings
 }
 
+/// What is left when waivers are taken off.
+#[must_use]
+pub fn unwaived(findings: Vec<Finding>, waivers: &[Waiver], today: Date) -> Vec<Finding> {
+    let waived = |finding: &Finding| waivers.iter().any(|waiver| waiver.covers(finding.id, &finding.place.path, today));
+    findings.into_iter().filter(|finding| !waived(finding)).collect()
+}
+
 /// The listening sockets in the text of `/proc/<pid>/net/tcp` or `tcp6`, with their inodes.
 #[must_use]
 pub fn listening(table: &str) -> Vec<(SocketAddr, u64)> {
@@ -188,6 +196,15 @@ mod tests {
             key_files: vec![file("/srv/tls.key", 0o600, 0o755), file("/tmp/tls.key", 0o600, 0o1777)],
         };
         assert_eq!(at_start(&good), []);
+    }
+
+    #[test]
+    fn a_waived_finding_does_not_hold_up_the_start() {
+        let facts = RuntimeFacts { app_sockets: vec![file("/run/app/puma.sock", 0o777, 0o755)], ..RuntimeFacts::default() };
+        let until = Date::parse("2026-12-31").unwrap();
+        let waiver = Waiver { id: "E07".into(), path: Some("/run/app".into()), reason: "one user".into(), until };
+        assert_eq!(unwaived(at_start(&facts), std::slice::from_ref(&waiver), until), []);
+        assert_eq!(unwaived(at_start(&facts), &[waiver], Date::parse("2027-01-01").unwrap()).len(), 1);
     }
 
     #[test]

@@ -6,13 +6,13 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::checks::Id;
 
 /// A calendar day, `2027-01-31`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Date {
     year: i64,
     month: u8,
@@ -20,7 +20,7 @@ pub struct Date {
 }
 
 /// One entry of `ignore` in `[audit]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Waiver {
     /// A check, for example `E08`.
@@ -28,8 +28,10 @@ pub struct Waiver {
     /// Only in this file or folder of the application.
     #[serde(default)]
     pub path: Option<String>,
+    /// Why it is accepted.
     pub reason: String,
     /// The last day on which it holds.
+    #[schemars(with = "String")]
     pub until: Date,
 }
 
@@ -98,6 +100,12 @@ impl Date {
         let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
         let year = era.saturating_mul(400).saturating_add(year_of_era) + i64::from(month <= 2);
         Self { year, month: u8::try_from(month).unwrap_or(1), day: u8::try_from(day).unwrap_or(1) }
+    }
+}
+
+impl From<Date> for String {
+    fn from(date: Date) -> Self {
+        date.to_string()
     }
 }
 

@@ -179,6 +179,15 @@ fn fields(found: &mut Found<'_>) {
     let is_path = |path: &String| path.starts_with('/');
     let lists = [
         ("headers.request_remove", config.headers.request_remove.0.iter().all(is_field), "names of HTTP fields, such as \"X-Debug\""),
+        ("headers.response_remove", config.headers.response_remove.0.iter().all(is_field), "names of HTTP fields, such as \"Server\""),
+        ("headers.frame", ["", "SAMEORIGIN", "DENY"].contains(&config.headers.frame.as_str()), "\"SAMEORIGIN\", \"DENY\" or \"\""),
+        (
+            "headers.referrer",
+            config.headers.referrer.bytes().all(|b| b.is_ascii_lowercase() || b"-, ".contains(&b)),
+            "a referrer policy, such as \"same-origin\"",
+        ),
+        ("sensitive.allow", config.sensitive.allow.0.iter().all(is_path), "paths, which begin with /"),
+        ("sensitive.deny", config.sensitive.deny.0.iter().all(is_path), "paths, which begin with /"),
         ("framing.methods", config.framing.methods.0.iter().all(is_method), "methods in capitals, such as \"GET\""),
         ("framing.websocket_paths", config.framing.websocket_paths.0.iter().all(is_path), "paths, which begin with /"),
         ("upstream.health.path", config.upstream.health.path.as_ref().is_none_or(is_path), "a path, which begins with /"),

@@ -57,8 +57,9 @@ impl Loaded {
             if let Some((_, value)) = layer.places.get(path) {
                 return value.clone();
             }
-            if let Some((_, list)) = ancestors(path).filter(|around| is_list(layer, around)).find_map(|around| layer.places.get(around)) {
-                return list.clone();
+            // A list is never merged: what an element leaves out is its own default, set by whoever wrote the element.
+            if ancestors(path).any(|around| is_list(layer, around)) {
+                return ancestors(path).find_map(|around| layer.places.get(around)).map_or(Place::BuiltIn, |(key, _)| key.clone());
             }
         }
         Place::BuiltIn
@@ -90,7 +91,7 @@ impl Loaded {
     /// What differs from the built-in defaults: the summary of `palisade check`.
     pub fn summary(&self) -> String {
         let mut text = String::new();
-        for entry in self.entries().iter().filter(|entry| entry.origin != Place::BuiltIn) {
+        for entry in self.entries().iter().filter(|entry| self.layers.iter().any(|layer| layer.places.contains_key(&entry.key))) {
             let value = entry.value.as_deref().unwrap_or("not set");
             writeln!(text, "  {} = {value}  ({})", entry.key, entry.origin).unwrap_or_default();
         }

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     layers::{
         canonical,
+        conceal::{self, Hsts},
         forwarded::{self, ForwardedFor},
         request_id,
         request_start::RequestStart,
     },
-    units::OneOrMany,
+    units::{Mode, OneOrMany},
 };
 
 /// `[headers]` in `proxy.toml`.
@@ -29,6 +30,18 @@ pub struct Headers {
     pub method_override: bool,
     /// Further fields to take away from every request.
     pub request_remove: OneOrMany<String>,
+    /// Whether `response_remove` is obeyed, only counted, or off.
+    pub conceal: Mode,
+    /// Fields to take away from answers: what Ruby servers, Rack and Rails tell of themselves.
+    pub response_remove: OneOrMany<String>,
+    /// Strict-Transport-Security for so long, on answers over https where the application sets none.
+    pub hsts: Hsts,
+    /// `X-Content-Type-Options: nosniff`, where the application sets none.
+    pub nosniff: bool,
+    /// X-Frame-Options, where the application sets none: `SAMEORIGIN`, `DENY`, or empty.
+    pub frame: String,
+    /// Referrer-Policy, where the application sets none, or empty.
+    pub referrer: String,
 }
 
 /// Whose request ids count.
@@ -57,11 +70,23 @@ impl Headers {
     pub fn canonical(&self) -> canonical::Config {
         canonical::Config { request_start: self.request_start }
     }
+
+    /// For `layers::conceal`.
+    pub fn conceal(&self) -> conceal::Config {
+        conceal::Config {
+            mode: self.conceal,
+            response_remove: self.response_remove.clone(),
+            hsts: self.hsts,
+            nosniff: self.nosniff,
+            frame: self.frame.clone(),
+            referrer: self.referrer.clone(),
+        }
+    }
 }
 
 impl Default for Headers {
     fn default() -> Self {
-        let (forwarded, canonical) = (forwarded::Config::default(), canonical::Config::default());
+        let (forwarded, canonical, conceal) = (forwarded::Config::default(), canonical::Config::default(), conceal::Config::default());
         Headers {
             forwarded: forwarded.mode,
             request_id: RequestIds::default(),
@@ -69,6 +94,12 @@ impl Default for Headers {
             request_start: canonical.request_start,
             method_override: forwarded.method_override,
             request_remove: forwarded.strip,
+            conceal: conceal.mode,
+            response_remove: conceal.response_remove,
+            hsts: conceal.hsts,
+            nosniff: conceal.nosniff,
+            frame: conceal.frame,
+            referrer: conceal.referrer,
         }
     }
 }

@@ -36,7 +36,7 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, ban, conceal, host, in_flight, normalize, rate, sensitive, spill},
+    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
     log,
     units::OneOrMany,
     upstream,
@@ -81,13 +81,18 @@ pub struct Config {
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
     pub headers: Headers,
-    /// How often clients may come; every rule that matches counts.
-    pub rate_limit: Vec<rate::RuleConfig>,
-    /// Who is shut out for a while, and for what.
-    pub ban: Vec<ban::RuleConfig>,
-    /// Paths that never reach the application.
+    /// Paths that must never reach an application, such as `/.env` and `/.git`.
     pub sensitive: sensitive::Config,
-    /// What answers must not tell, and what they must.
+    /// Debug pages and traces in errors.
+    pub backtrace: backtrace::Config,
+    /// What Rack can take.
+    pub shield: shield_config::Config,
+    /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
+    pub rate_limit: Vec<rate_rule::RuleConfig>,
+    /// Rules by which clients are shut out for a time.
+    pub ban: Vec<ban_rule::RuleConfig>,
+    /// The part of `headers` that is about answers.
+    #[serde(skip)]
     pub conceal: conceal::Config,
     /// Pages of refusals.
     pub errors: answer::Config,
@@ -125,6 +130,7 @@ impl Config {
     /// Tells modules what stands elsewhere in the file.
     fn hand_down(&mut self) {
         self.host.domains = self.domains.clone();
+        self.conceal = self.headers.conceal();
         self.framing.fields = usize::from(self.limits.header_count);
     }
 }
@@ -149,9 +155,11 @@ impl Default for Config {
             framing: normalize::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
-            rate_limit: rate::RuleConfig::defaults(),
-            ban: ban::RuleConfig::defaults(),
             sensitive: sensitive::Config::default(),
+            rate_limit: rate_rule::RuleConfig::defaults(),
+            ban: ban_rule::RuleConfig::defaults(),
+            backtrace: backtrace::Config::default(),
+            shield: shield_config::Config::default(),
             conceal: conceal::Config::default(),
             errors: answer::Config::default(),
             log: log::Config::default(),

@@ -216,7 +216,7 @@ fn example(node: &Value) -> String {
     }
     let typed = ["string", "integer", "number", "boolean", "array"].into_iter().find(|name| allows(node, name));
     match typed {
-        Some("integer") => "0".to_owned(),
+        Some("integer") => "1".to_owned(),
         Some("number") => "0.5".to_owned(),
         Some("boolean") => "false".to_owned(),
         Some("array") => "[]".to_owned(),

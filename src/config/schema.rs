@@ -12,7 +12,7 @@ use super::{Config, document::join};
 use crate::{
     accept::{listener, trusted::TrustedProxies},
     admin,
-    layers::in_flight,
+    layers::{ban_rule, in_flight, rate_rule},
     units::{Auto, BadUnit, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate},
     upstream::connect,
 };
@@ -255,6 +255,10 @@ described! {
     listener::Address: { "type": "string" }, "\":443\", \"127.0.0.1:8080\", \"[::1]:8080\", \"unix:/path\" or \"fd:NAME\"";
     connect::Address: { "type": "string" }, "\"puma\", \"http://127.0.0.1:3000\" or \"unix:/path\", with * in the file's name for several";
     admin::Listen: { "type": "string" }, "\"127.0.0.1:9394\", \"unix:/path\" or \"off\"";
+    rate_rule::Name: { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" }, "a name of 1 to 64 letters, digits, - and _";
+    rate_rule::KeyPart: { "type": "string", "examples": ["ip"] },
+        "\"ip\", \"ip_prefix\", \"header:NAME\", \"cookie:NAME\", \"host\", \"method\" or \"route\"";
+    ban_rule::Trigger: { "type": "string", "examples": ["severe"] }, "\"severe\", \"status:404\" or the label of a refusal";
     in_flight::Max: { "type": ["integer", "string"], "minimum": 0 }, "\"auto\" or a whole number";
     in_flight::Share: { "type": "number", "minimum": 0, "maximum": 1 }, "a part from 0 to 1, such as 0.5";
 }

@@ -5,7 +5,10 @@ use std::num::NonZeroU16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Auto, Deadline};
+use crate::{
+    audit::{Severity, Waiver},
+    units::{Auto, Deadline},
+};
 
 /// `[server]` in `proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,7 +40,7 @@ pub enum Sandbox {
 }
 
 /// `[audit]` in `proxy.toml`.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
     /// What findings about the application do at the start.
@@ -61,33 +64,6 @@ pub enum OnStart {
     Block,
 }
 
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Worth knowing.
-    Low,
-    /// Weakens a defence.
-    Medium,
-    /// Opens a way in together with another fault.
-    High,
-    /// Opens a way in.
-    #[default]
-    Critical,
-}
-
-/// A finding that is accepted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Waiver {
-    /// The id of the check, such as `R09`.
-    pub id: String,
-    /// Why it is accepted.
-    pub reason: String,
-    /// The day on which it counts again, such as `2027-03-31`.
-    pub until: String,
-}
-
 impl Server {
     /// The number of threads on this machine; cgroup limits count.
     pub fn threads(&self) -> usize {
@@ -107,5 +83,11 @@ impl Default for Server {
             drain: Deadline::seconds(35),
             drain_delay: Deadline::seconds(5),
         }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit { on_start: OnStart::default(), fail_on: Severity::Critical, ignore: Vec::new() }
     }
 }

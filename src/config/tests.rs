@@ -1,6 +1,9 @@
+mod broken;
+
 use std::{ffi::OsString, os::unix::fs::PermissionsExt, path::Path};
 
 use super::*;
+use crate::accept::listener::Protocol;
 
 fn load(text: &str) -> Result<Loaded, Invalid> {
     let dir = tempfile::tempdir().unwrap();
@@ -110,7 +113,7 @@ fn the_environment_has_the_type_that_its_key_asks_for() {
     assert_eq!(config.limits.connections_per_prefix.v6_48.get(), 1024);
     assert_eq!(config.listen.0.iter().map(ToString::to_string).collect::<Vec<_>>(), [":8080", "127.0.0.1:81"]);
     assert_eq!(config.domains.0, ["a.example", "b.example"]);
-    assert_eq!(config.audit.ignore[0].until, "2027-03-31");
+    assert_eq!(config.audit.ignore[0].until.to_string(), "2027-03-31");
     assert_eq!(config.timeouts.header.to_string(), "7s");
     assert_eq!(loaded.origin("limits.body"), Place::Environment("PALISADE_LIMITS__BODY".into()));
 }
@@ -243,4 +246,77 @@ fn no_sentence_contains_a_value() {
         let invalid = load(text).unwrap_err();
         assert!(!format!("{invalid}").contains(PLANTED), "{invalid}");
     }
+}
+
+/// The short form of `../README.md`: six lines, a certificate, a Puma.
+#[test]
+fn six_lines_are_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = dir.path().to_str().unwrap();
+    std::fs::create_dir(dir.path().join("config")).unwrap();
+    std::fs::write(dir.path().join("config/puma.rb"), "workers 2\nthreads 5, 5\nbind 'unix:///run/shop/puma.sock'\nport 3000\n").unwrap();
+    let text = format!(
+        "listen = [\":443\", \":80\"]\ndomains = [\"shop.example.com\"]\nupstream = \"puma\"\napp = \"{app}\"\ntrusted_proxies = []\nprofile = \"rails\"\n"
+    );
+    let invalid = load(&text).unwrap_err();
+    assert_eq!((invalid.0.len(), invalid.0[0].key.as_str(), invalid.exit_code()), (1, "listen", 7));
+    assert!(invalid.0[0].remedy.contains("cert_file") && invalid.0[0].remedy.contains("shop.example.com"));
+
+    let loaded = load(&format!("{text}[tls]\ncert_file = \"c.pem\"\nkey_file = \"k.pem\"\n")).unwrap();
+    let config = &loaded.config;
+    let found = config.listeners().into_iter().map(|l| (l.address.to_string(), l.protocol)).collect::<Vec<_>>();
+    assert_eq!(found, [(":443".to_owned(), Protocol::Https), (":80".to_owned(), Protocol::Redirect)]);
+    assert_eq!(config.host.domains.0, ["shop.example.com"]);
+    assert_eq!(config.upstream.address.0.iter().map(ToString::to_string).collect::<Vec<_>>(), ["unix:/run/shop/puma.sock"]);
+    assert_eq!(config.upstream.puma_config.as_deref(), Some(dir.path().join("config/puma.rb").as_path()));
+}
+
+#[test]
+fn puma_is_found_where_its_file_makes_it_listen() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("config")).unwrap();
+    let load = |ruby: &str| {
+        std::fs::write(dir.path().join("config/puma.rb"), ruby).unwrap();
+        let set = vec!["upstream=puma".to_owned(), format!("app={}", dir.path().display())];
+        let environment = vec![("PORT".into(), "4000".into())];
+        Config::load(&Inputs { set, environment, ..Inputs::default() })
+    };
+    let addresses = |ruby: &str| load(ruby).unwrap().config.upstream.address.0.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(addresses("port ENV.fetch('PORT', 3000)\n"), ["http://127.0.0.1:4000"]);
+    assert_eq!(addresses("bind 'tcp://127.0.0.1:9000'\n"), ["http://127.0.0.1:9000"]);
+    assert_eq!(addresses("bind 'unix://tmp/puma.sock'\n"), [format!("unix:{}/tmp/puma.sock", dir.path().display())]);
+    for unknown in ["bind compute_it\n", "bind 'ssl://127.0.0.1:9000?key=k&cert=c'\n", "bind \"\n"] {
+        let invalid = load(unknown).unwrap_err();
+        assert_eq!((invalid.0[0].key.as_str(), invalid.0.len()), ("upstream.address", 1), "{unknown}: {invalid}");
+    }
+}
+
+#[test]
+fn a_port_means_what_it_says() {
+    let protocols = |text: &str| load(text).unwrap().config.listeners().into_iter().map(|l| l.protocol).collect::<Vec<_>>();
+    assert_eq!(protocols(""), [Protocol::Http]);
+    assert_eq!(protocols("listen = [\":80\", \":8080\", \":8443\"]"), [Protocol::Http; 3]);
+    let tls = "[tls]\ncert_file = \"c\"\nkey_file = \"k\"\n";
+    let expected = [Protocol::Redirect, Protocol::Http, Protocol::Https];
+    assert_eq!(protocols(&format!("listen = [\":80\", \":8080\", \":8443\"]\n{tls}")), expected);
+    assert_eq!(protocols("[[listener]]\naddress = \":9\"\nprotocol = \"http\"\n"), [Protocol::Http]);
+}
+
+#[test]
+fn the_lab_configuration_is_right() {
+    let mut text = committed("benches/lab.toml.in");
+    let values = [("http", "1"), ("https", "2"), ("up", "unix:/x"), ("cert", "/c"), ("key", "/k"), ("dir", "/tmp"), ("workers", "2")];
+    for (name, value) in values {
+        text = text.replace(&format!("{{{name}}}"), value);
+    }
+    let config = load(&text).unwrap().config;
+    assert_eq!((config.server.threads(), config.listeners().len(), config.rate_limit.len()), (2, 2, 1));
+}
+
+#[test]
+fn credentials_in_an_address_are_never_shown() {
+    let mut loaded = load("").unwrap();
+    loaded.config.log.access_file = "https://user:hunter2-planted@host/x".to_owned();
+    let shown = loaded.show();
+    assert!(!shown.contains("hunter2-planted") && shown.contains("https://[redacted]@host/x"), "{shown}");
 }

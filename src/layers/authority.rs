@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_has_no_other_bytes_than_names_and_addresses_have() {
+    fn cve_2026_34835_a_host_has_no_other_bytes_than_names_and_addresses_have() {
         for good in ["shop.example", "SHOP.example:443", "my_app.local", "192.0.2.1:8080", "[2001:db8::1]", "[::1]:80", "a.", "a:"] {
             assert!(Authority::parse(good.as_bytes()).is_some(), "{good}");
         }

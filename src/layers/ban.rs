@@ -83,7 +83,7 @@ impl Bans {
 
     /// Lifts every ban of a client and forgets what was counted; false where there was none.
     pub fn remove(&self, client: IpAddr) -> bool {
-        self.rules.iter().fold(false, |removed, rule| rule.remove(client) || removed)
+        self.rules.iter().filter(|rule| rule.remove(client)).count() > 0
     }
 
     fn note(&self, client: IpAddr, seen: Seen) {

@@ -119,12 +119,6 @@ impl Complete {
         (self.slot, self.content)
     }
 
-    /// As if the layer had made it, for tests of what comes behind it.
-    #[cfg(test)]
-    pub(crate) fn forged(content: Content) -> Self {
-        Complete { content, slot: None }
-    }
-
     /// A body for the tests of the layers behind this one.
     #[cfg(test)]
     pub fn of(body: Option<&'static [u8]>) -> Self {

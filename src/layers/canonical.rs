@@ -271,59 +271,10 @@ mod tests {
     use http::{HeaderName, HeaderValue, Version};
     use proptest::prelude::*;
 
-    use super::{super::fixture, *};
-
-    /// Reads a head by the grammar in the module's documentation, knowing nothing of the code above.
-    fn parse(head: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
-        let head = head.strip_suffix(b"\r\n\r\n")?;
-        assert!(!head.windows(4).any(|w| w == b"\r\n\r\n"));
-        let mut lines = Vec::new();
-        let mut rest = head;
-        loop {
-            let end = rest.windows(2).position(|w| w == b"\r\n").unwrap_or(rest.len());
-            lines.push(&rest[..end]);
-            if end == rest.len() {
-                break;
-            }
-            rest = &rest[end + 2..];
-        }
-        let first: Vec<_> = lines[0].split(|b| *b == b' ').collect();
-        let [method, target, b"HTTP/1.1"] = first[..] else { return None };
-        let tchar = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-        let uchar = |b: &u8| (0x21..=0x7e).contains(b) && !b"\"#<>".contains(b);
-        let target_fits = (target == b"*" && method == b"OPTIONS") || (target.first() == Some(&b'/') && target.iter().all(uchar));
-        if method.is_empty() || !method.iter().all(tchar) || !target_fits {
-            return None;
-        }
-        let mut fields = Vec::new();
-        for line in &lines[1..] {
-            let colon = line.windows(2).position(|w| w == b": ")?;
-            let (name, value) = (&line[..colon], &line[colon + 2..]);
-            let name_fits = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(b);
-            let vchar = |b: &u8| (0x21..=0x7e).contains(b) || *b >= 0x80;
-            let ends = [value.first(), value.last()].into_iter().flatten().all(vchar);
-            if name.is_empty() || !name.iter().all(name_fits) || !ends || !value.iter().all(|b| vchar(b) || b" \t".contains(b)) {
-                return None;
-            }
-            fields.push((String::from_utf8(name.to_vec()).unwrap(), value.to_vec()));
-        }
-        let of = |name: &str| fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect::<Vec<_>>();
-        let hosts = of("host");
-        let host_fits = hosts.len() == 1
-            && fields[0].0 == "host"
-            && !hosts[0].is_empty()
-            && hosts[0].iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:[]".contains(b));
-        let lengths = of("content-length");
-        let length_fits = lengths.len() <= 1
-            && lengths.iter().all(|l| l == b"0" || (l.iter().all(u8::is_ascii_digit) && !l.starts_with(b"0") && !l.is_empty()));
-        let upgrade_fits = match (of("connection").as_slice(), of("upgrade").as_slice()) {
-            ([], []) => true,
-            ([connection], [upgrade]) => connection == b"Upgrade" && upgrade == b"websocket" && lengths.is_empty(),
-            _ => false,
-        };
-        let none = ["transfer-encoding", "te", "trailer", "expect", "keep-alive"].iter().all(|name| of(name).is_empty());
-        (host_fits && length_fits && upgrade_fits && none).then_some(fields)
-    }
+    use super::{
+        super::fixture::{self, parse},
+        *,
+    };
 
     fn canonical(request: http::request::Builder, content: Content) -> Result<Canonical, Refusal> {
         let request = request.body(Complete::for_test(content)).unwrap();
@@ -346,7 +297,7 @@ mod tests {
             .header("expect", "100-continue")
             .header("host", "shop.example")
             .header("x-empty", "");
-        let written = canonical(request, Content::Memory(Bytes::from_static(b"hello"))).unwrap();
+        let written = canonical(request, Content::Memory(Bytes::from_static(b"hello").into())).unwrap();
         assert_eq!(text(&written), "POST /a?b=[c] HTTP/1.1\r\nhost: shop.example\r\naccept: */*\r\nx-empty: \r\ncontent-length: 5\r\n\r\n");
         assert!(parse(written.head()).is_some());
         assert!(written.head.capacity() >= written.head.len() + 5);
@@ -363,7 +314,7 @@ mod tests {
         }
         for method in ["GET", "HEAD", "DELETE", "OPTIONS", "QUERY"] {
             assert!(!of(method, Content::None).contains("content-length"), "{method}");
-            assert!(of(method, Content::Memory(Bytes::from_static(b"x"))).contains("\r\ncontent-length: 1\r\n"), "{method}");
+            assert!(of(method, Content::Memory(Bytes::from_static(b"x").into())).contains("\r\ncontent-length: 1\r\n"), "{method}");
         }
     }
 
@@ -379,7 +330,7 @@ mod tests {
         let written = canonical(request(), Content::None).unwrap();
         assert_eq!(text(&written), "GET /cable HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n");
         assert!(written.wants_upgrade());
-        let written = canonical(request(), Content::Memory(Bytes::from_static(b"GET /x HTTP/1.1\r\n\r\n"))).unwrap();
+        let written = canonical(request(), Content::Memory(Bytes::from_static(b"GET /x HTTP/1.1\r\n\r\n").into())).unwrap();
         assert!(!written.wants_upgrade() && !text(&written).contains("upgrade"));
         let unmarked = fixture::arrived("/").header("host", "a").header("upgrade", "h2c").header("connection", "Upgrade");
         assert_eq!(text(&canonical(unmarked, Content::None).unwrap()), "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
@@ -442,7 +393,7 @@ mod tests {
             if upgrade {
                 request = request.extension(Upgrade);
             }
-            let content = body.clone().map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes)));
+            let content = body.clone().map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes).into()));
             if let Ok(written) = canonical(request, content) {
                 let read = parse(written.head());
                 prop_assert!(read.is_some(), "{:?}", String::from_utf8_lossy(written.head()));

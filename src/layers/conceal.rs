@@ -146,7 +146,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // What the client used counts: `forwarded` has written it, and only a trusted peer can have changed it.
-        let https = match request.headers().get("x-forwarded-proto") {
+        let https = match request.headers().get(X_FORWARDED_PROTO) {
             Some(proto) => proto == "https",
             None => request.extensions().get::<Arrival>().is_some_and(|arrival| arrival.client.scheme == Scheme::Https),
         };
@@ -175,7 +175,7 @@ impl Amend for Change {
 impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
         let tells = match self.mode {
-            Mode::Enforce => self.telltale.iter().fold(false, |told, name| headers.remove(name).is_some() || told),
+            Mode::Enforce => self.telltale.iter().filter(|name| headers.remove(*name).is_some()).count() > 0,
             Mode::Observe => self.telltale.iter().any(|name| headers.contains_key(name)),
             Mode::Off => false,
         };
@@ -191,6 +191,7 @@ impl Preset {
     }
 }
 
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const TELLTALE: [&str; 7] = ["Server", "X-Powered-By", "X-Runtime", "X-Rack-Cache", "X-Cascade", "X-AspNet-Version", "X-Generator"];
 
 #[cfg(test)]

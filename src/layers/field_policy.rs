@@ -79,7 +79,8 @@ pub fn imitates_framing(name: &str) -> bool {
 
 /// A field that `Connection` must not name (rule T7): to strip it would change who asks for what.
 pub fn is_protected(name: &[u8]) -> bool {
-    const PROTECTED: [&str; 7] = ["host", "content-length", "transfer-encoding", "content-type", "cookie", "authorization", "expect"];
+    const PROTECTED: [&str; 8] =
+        ["host", "content-length", "transfer-encoding", "content-type", "cookie", "authorization", "expect", "x-request-id"];
     PROTECTED.iter().any(|field| dashed_eq(name, field)) || is_trust(name)
 }
 

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, Version, header::HOST, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header::HOST, request::Parts, uri::Scheme};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tower_layer::Layer;
@@ -145,11 +145,14 @@ impl Served {
     /// Leaves exactly one well-formed and served `Host`, or refuses.
     fn settle(&self, head: &mut Parts) -> Result<(), Refusal> {
         let arrival = head.extensions.get::<Arrival>().ok_or(Refusal::Internal)?;
+        if head.version == Version::HTTP_2 && head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+            return Err(Refusal::BadTarget(Rule::T3));
+        }
         let rewritten = match target_view::absolute(&arrival.target) {
             Some(absolute) => Some(from_absolute(absolute, &head.headers, &arrival.client)?),
             None => match head.uri.authority().filter(|_| head.version == Version::HTTP_2) {
                 Some(authority) => Some(from_pseudo(authority.as_str().as_bytes(), &head.headers, &arrival.client)?),
-                None => self.of_field(&head.headers)?,
+                None => self.of_field(head.version, &head.headers)?,
             },
         };
         let value = match &rewritten {
@@ -167,8 +170,9 @@ impl Served {
     }
 
     /// The field itself, which must stand once; HTTP/1.0 may go without.
-    fn of_field(&self, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
+    fn of_field(&self, version: Version, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         match headers.get_all(HOST).iter().count() {
+            0 if version > Version::HTTP_10 => Err(Refusal::BadHost(Rule::T3)),
             0 => self.default.clone().map(Some).ok_or(Refusal::UnknownHost),
             1 => Ok(None),
             _ => Err(Refusal::BadHost(Rule::T3)),
@@ -236,7 +240,7 @@ fn with_lower<T>(name: &str, f: impl FnOnce(&str) -> T) -> T {
 #[cfg(test)]
 mod tests {
     use super::{super::fixture, *};
-    use crate::accept::client::Scheme;
+    use crate::accept::client;
 
     fn served(domains: &[&str]) -> HostLayer {
         HostLayer::new(
@@ -303,14 +307,18 @@ mod tests {
         assert_eq!(two(None).unwrap(), "shop.example");
         assert_eq!(two(Some("shop.example")).unwrap(), "shop.example");
         assert_eq!(two(Some("evil.example")), Err(Refusal::BadHost(Rule::T3)));
+        let odd = fixture::arrived("/").version(Version::HTTP_2).uri("evil://shop.example/").body(()).unwrap();
+        assert_eq!(settled(&any, odd), Err(Refusal::BadTarget(Rule::T3)));
     }
 
     #[test]
-    fn two_hosts_are_refused_and_none_is_localhost_where_any_name_is_served() {
+    fn two_hosts_are_refused_and_none_is_for_http_1_0_where_any_name_is_served() {
         assert_eq!(settle(&served(&[]), "/", &["a", "a"]), Err(Refusal::BadHost(Rule::T3)));
         assert_eq!(settle(&served(&[]), "/", &["a,b"]), Err(Refusal::BadHost(Rule::T3)));
-        assert_eq!(settle(&served(&[]), "/", &[]).unwrap(), "localhost");
-        assert_eq!(settle(&served(&["shop.example"]), "/", &[]), Err(Refusal::UnknownHost));
+        assert_eq!(settle(&served(&[]), "/", &[]), Err(Refusal::BadHost(Rule::T3)));
+        let old = || fixture::arrived("/").version(Version::HTTP_10).body(()).unwrap();
+        assert_eq!(settled(&served(&[]), old()).unwrap(), "localhost");
+        assert_eq!(settled(&served(&["shop.example"]), old()), Err(Refusal::UnknownHost));
     }
 
     #[test]
@@ -318,7 +326,7 @@ mod tests {
         let config = Config { strict_sni: true, ..Config::default() };
         let layer = HostLayer::new(config, &[vec!["a.example".into(), "*.a.example".into()], vec!["b.example".into()]]);
         let with = |host: &str| {
-            let client = Client { server_name: Some("a.example".into()), scheme: Scheme::Https, ..Client::local() };
+            let client = Client { server_name: Some("a.example".into()), scheme: client::Scheme::Https, ..Client::local() };
             settled(&layer, fixture::from("/", client).header(HOST, host).body(()).unwrap())
         };
         assert!(with("A.example").is_ok());

@@ -5,13 +5,18 @@
 pub mod answer;
 pub mod authority;
 pub mod backlog;
+pub mod backtrace;
 pub mod ban;
 pub mod ban_rule;
 pub mod budget;
 pub mod buffer;
+pub mod byte_ranges;
 pub mod canonical;
+#[cfg(test)]
+mod chain;
 pub mod client_address;
 pub mod conceal;
+pub mod content_type;
 pub mod field_policy;
 #[cfg(test)]
 mod fixture;
@@ -19,8 +24,10 @@ pub mod forwarded;
 pub mod handshake;
 pub mod host;
 pub mod in_flight;
+pub mod multipart;
 pub mod normalize;
 pub mod outcome;
+pub mod parameters;
 pub mod path_policy;
 pub mod percent;
 pub mod rate;
@@ -32,6 +39,9 @@ pub mod relay;
 pub mod request_id;
 pub mod request_start;
 pub mod sensitive;
+pub mod shield;
+pub mod shield_body;
+pub mod shield_config;
 pub mod slots;
 pub mod spill;
 pub mod target_view;
@@ -69,14 +79,20 @@ pub struct Layers {
     pub normalize: normalize::NormalizeLayer,
     /// `[headers]`.
     pub forwarded: forwarded::ForwardedLayer,
+    /// `[shield]`, the head.
+    pub shield: shield::ShieldLayer,
     /// `[buffer]`.
     pub relay: relay::RelayLayer,
     /// `[buffer]`.
     pub buffer: buffer::BufferLayer,
+    /// `[shield]`, the body.
+    pub shield_body: shield_body::ShieldBodyLayer,
     /// `[queue]`.
     pub in_flight: in_flight::InFlightLayer,
     /// `[conceal]`.
     pub conceal: conceal::ConcealLayer,
+    /// `[backtrace]`.
+    pub backtrace: backtrace::BacktraceLayer,
     /// `[headers]`.
     pub canonical: canonical::CanonicalLayer,
 }
@@ -106,10 +122,13 @@ where
         .layer(layers.sensitive) // paths that must never reach an application
         .layer(layers.normalize) // from here on there is one spelling
         .layer(layers.forwarded) // the client's word on itself is gone, ours is set
+        .layer(layers.shield) // Rack's known weak spots in fields
         .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done
         .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot
+        .layer(layers.shield_body) // and in complete bodies
         .layer(layers.in_flight) // the only queue
         .layer(layers.conceal) // what the answer must not tell
+        .layer(layers.backtrace)
         .layer(layers.canonical) // the last word on framing
         .service(puma)
 }

@@ -55,6 +55,8 @@ pub struct Report<'a> {
     pub passed: u64,
     /// Requests that were refused, or would have been in mode `enforce`.
     pub limited: u64,
+    /// Keys that are remembered.
+    pub keys: usize,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ struct Rule {
     cost: std::num::NonZeroU32,
     allow: Vec<IpNet>,
     mode: AtomicU8,
+    table: Table,
     buckets: RateLimiter<u64, Table, QuantaClock, StateInformationMiddleware>,
     interval: Duration,
     burst: u32,
@@ -87,6 +90,7 @@ impl Limits {
             mode: rule.mode(),
             passed: rule.passed.load(Relaxed),
             limited: rule.limited.load(Relaxed),
+            keys: rule.table.held(),
         })
     }
 
@@ -165,6 +169,7 @@ impl Rule {
         let quota = Quota::with_period(interval).unwrap_or(Quota::per_second(config.rate.count)).allow_burst(burst);
         let mut policy = Vec::new();
         item(&mut policy, config.name.as_str(), b'q', config.rate.count.get(), b'w', seconds(config.rate.period));
+        let table = Table::new(config.keys);
         Rule {
             name: config.name.as_str().into(),
             matches: config.matches,
@@ -172,7 +177,8 @@ impl Rule {
             cost: config.cost,
             allow: config.allow.0,
             mode: AtomicU8::new(as_number(config.mode)),
-            buckets: RateLimiter::new(quota, Table::new(config.keys), QuantaClock::default()),
+            buckets: RateLimiter::new(quota, table.clone(), QuantaClock::default()),
+            table,
             interval,
             burst: burst.get(),
             policy: HeaderValue::from_maybe_shared(bytes::Bytes::from(policy)).ok().filter(|_| config.fields),
@@ -339,7 +345,7 @@ mod tests {
         let refused = limits.check(&of("192.0.2.1", "/").body(()).unwrap()).err();
         assert_eq!(refused, Some(Refusal::RateLimited { after: 60 }));
         assert!(passes(&limits, of("192.0.2.2", "/")));
-        assert_eq!(limits.report().next().unwrap(), Report { name: "all", mode: Mode::Enforce, passed: 4, limited: 1 });
+        assert_eq!(limits.report().next().unwrap(), Report { name: "all", mode: Mode::Enforce, passed: 4, limited: 1, keys: 2 });
     }
 
     #[test]

@@ -16,8 +16,12 @@ use tokio::sync::oneshot;
 use crate::accept::client::ClientKey;
 
 mod admission;
+mod company;
+mod pressure;
+mod terms;
+mod workers;
 
-pub use admission::{Ask, Figures, Full, Lane, Patience, Policy};
+pub use terms::{Ask, Figures, Full, Lane, Patience, Policy};
 
 use admission::{Admission, Place};
 

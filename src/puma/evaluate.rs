@@ -7,23 +7,18 @@
 //! The work is bounded: a budget of steps for the whole file, a limit for the turns of one loop, and Ruby's own
 //! methods are a closed list in [`super::methods`].
 
+mod calls;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::methods;
-use super::ruby::{Block, Call, Expression, Kind};
+use super::ruby::{Call, Expression, Kind};
 use super::value::{Value, Why};
 
 /// What a configuration language adds to Ruby: its receiver-less calls.
 pub trait Language {
     /// Take a call, or return it as not part of the language with `None`.
     fn call(&mut self, call: &Invocation<'_>) -> Option<Value>;
-
-    /// A file that `load` names, parsed, or why it cannot be.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    fn load(&mut self, path: &Path) -> Result<Expression, String>;
 
     /// Something that could not be known and is not part of a call above.
     fn unknown(&mut self, file: &Path, why: Why);
@@ -90,7 +85,25 @@ impl<'a, L: Language> Evaluator<'a, L> {
         if self.steps > STEPS {
             return Value::unknown(line, TOO_LONG);
         }
-        match &expression.kind {
+        let value = self.value_of(&expression.kind, line);
+        if value.weight(LARGEST) > LARGEST { Value::unknown(line, TOO_LARGE) } else { value }
+    }
+
+    /// The values of several expressions, together no heavier than one value may be.
+    fn several<'e>(&mut self, parts: impl IntoIterator<Item = &'e Expression>) -> Vec<Value> {
+        let mut left = LARGEST;
+        let mut values = Vec::new();
+        for part in parts {
+            let value = self.value(part);
+            let weight = value.weight(LARGEST);
+            values.push(if weight > left { Value::unknown(part.line, TOO_LARGE) } else { value });
+            left = left.saturating_sub(weight);
+        }
+        values
+    }
+
+    fn value_of(&mut self, kind: &Kind, line: u32) -> Value {
+        match kind {
             Kind::Nil => Value::Nil,
             Kind::True => Value::Bool(true),
             Kind::False => Value::Bool(false),
@@ -100,8 +113,12 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Kind::Sym(text) => Value::Sym(text.clone()),
             Kind::File => Value::Str(self.file.display().to_string()),
             Kind::Interpolated(parts) => self.interpolated(parts, line),
-            Kind::Array(parts) => Value::Array(parts.iter().map(|part| self.value(part)).collect()),
-            Kind::Hash(pairs) => Value::Hash(pairs.iter().map(|(key, value)| (self.value(key), self.value(value))).collect()),
+            Kind::Array(parts) => Value::Array(self.several(parts)),
+            Kind::Hash(pairs) => {
+                let keys = self.several(pairs.iter().map(|(key, _)| key));
+                let values = self.several(pairs.iter().map(|(_, value)| value));
+                Value::Hash(keys.into_iter().zip(values).collect())
+            }
             Kind::Local(name) => self.variables.get(name).cloned().unwrap_or(Value::Nil),
             Kind::AssignLocal(name, value) => {
                 let value = self.value(value);
@@ -168,6 +185,9 @@ impl<'a, L: Language> Evaluator<'a, L> {
                 Some(piece) => text.push_str(&piece),
                 None => return Value::unknown(line, "an interpolated number, array or hash"),
             }
+            if text.len() > LARGEST {
+                return Value::unknown(line, TOO_LARGE);
+            }
         }
         Value::Str(text)
     }
@@ -226,7 +246,7 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Some(true) => self.value(then),
             Some(false) => self.value(otherwise),
             None => {
-                let why = Why { line: condition.line, why: format!("it depends on {}", reason(&condition_value)) };
+                let why = depends_on(&condition_value, condition.line);
                 self.perhaps(why.clone(), &[then, otherwise]);
                 Value::Unknown(why)
             }
@@ -239,166 +259,11 @@ impl<'a, L: Language> Evaluator<'a, L> {
             Some(truth) if truth == or => value,
             Some(_) => self.value(right),
             None => {
-                let why = Why { line: left.line, why: format!("it depends on {}", reason(&value)) };
+                let why = depends_on(&value, left.line);
                 self.perhaps(why, &[right]);
                 value
             }
         }
-    }
-
-    fn call(&mut self, call: &Call, line: u32) -> Value {
-        if let Some(receiver) = call.receiver.as_deref() {
-            if is_environment(Some(receiver)) {
-                return self.environment(call, line);
-            }
-            if let Kind::Constant(name) = &receiver.kind
-                && !self.constants.contains_key(name)
-            {
-                let arguments = self.arguments(call);
-                return self.known_or_read(methods::of_module(name, &call.name, &arguments, &self.directory, line), call, line);
-            }
-            let receiver = self.value(receiver);
-            if call.block.is_some() {
-                return self.iterate(&receiver, call, line);
-            }
-            let arguments = self.arguments(call);
-            if let Some(why) = receiver.why().or_else(|| arguments.iter().find_map(Value::why)) {
-                return Value::Unknown(why.clone());
-            }
-            return methods::of_value(&receiver, &call.name, &arguments, line);
-        }
-        self.own_call(call, line)
-    }
-
-    fn arguments(&mut self, call: &Call) -> Vec<Value> {
-        call.arguments.iter().map(|argument| self.value(argument)).collect()
-    }
-
-    /// A block of something unknown may run: what it sets is not known, but it is looked at.
-    fn known_or_read(&mut self, value: Value, call: &Call, line: u32) -> Value {
-        if let (Value::Unknown(_), Some(block)) = (&value, &call.block) {
-            let why = Why { line, why: format!("a block given to `{}`", call.name) };
-            self.perhaps(why, &[&block.body]);
-        }
-        value
-    }
-
-    fn own_call(&mut self, call: &Call, line: u32) -> Value {
-        let arguments = self.arguments(call);
-        match (call.name.as_str(), arguments.as_slice()) {
-            ("__dir__", []) => {
-                return Value::Str(self.file.parent().map_or_else(String::new, |dir| dir.display().to_string()));
-            }
-            ("require" | "require_relative" | "puts" | "warn" | "p", _) => return Value::Nil,
-            ("load", [path]) => return self.load(path, line),
-            ("lambda" | "proc", []) => return Value::unknown(line, "a lambda"),
-            _ => {}
-        }
-        let invocation =
-            Invocation { file: &self.file, line, source: call, arguments: arguments.clone(), uncertain: self.uncertain.clone() };
-        if let Some(value) = self.language.call(&invocation) {
-            return value;
-        }
-        let value = methods::of_kernel(&call.name, &arguments, line);
-        self.known_or_read(value, call, line)
-    }
-
-    fn load(&mut self, path: &Value, line: u32) -> Value {
-        let Some(path) = path.as_str() else {
-            let why = Why { line, why: format!("the file to load: {}", reason(path)) };
-            self.language.unknown(&self.file, why.clone());
-            return Value::Unknown(why);
-        };
-        let path = self.directory.join(path);
-        match self.language.load(&path) {
-            Ok(program) => {
-                let outer = std::mem::replace(&mut self.file, path);
-                // A loaded file has variables of its own.
-                let variables = std::mem::take(&mut self.variables);
-                let result = self.value(&program);
-                self.variables = variables;
-                self.file = outer;
-                drop(result);
-                Value::Bool(true)
-            }
-            Err(why) => {
-                let why = Why { line, why: format!("the file to load: {why}") };
-                self.language.unknown(&self.file, why.clone());
-                Value::Unknown(why)
-            }
-        }
-    }
-
-    fn environment(&mut self, call: &Call, line: u32) -> Value {
-        let arguments = self.arguments(call);
-        let Some(name) = arguments.first().and_then(Value::as_str) else {
-            return Value::unknown(line, format!("ENV.{} of a name that is not known", call.name));
-        };
-        let present = self.exported.get(name).cloned().unwrap_or_else(|| (self.environment)(name).map_or(Value::Nil, Value::Str));
-        match (call.name.as_str(), arguments.get(1), &call.block) {
-            ("[]", ..) => present,
-            ("[]=", Some(value), _) => {
-                let value = self.certain(value.clone());
-                self.exported.insert(name.to_owned(), value.clone());
-                value
-            }
-            ("fetch", ..) if present != Value::Nil => present,
-            ("fetch", _, Some(block)) => {
-                let body = (*block.body).clone();
-                self.value(&body)
-            }
-            ("fetch", Some(default), None) => default.clone(),
-            ("fetch", None, None) => Value::unknown(line, format!("the environment variable {name}, which is not set")),
-            ("key?" | "has_key?" | "include?" | "member?", ..) => present.truth().map_or(present, Value::Bool),
-            _ => Value::unknown(line, format!("ENV.{}", call.name)),
-        }
-    }
-
-    /// `n.times { |i| … }`, `each`, `upto`: loops small enough to be walked.
-    fn iterate(&mut self, receiver: &Value, call: &Call, line: u32) -> Value {
-        let Some(block) = &call.block else {
-            return Value::Nil;
-        };
-        let arguments = self.arguments(call);
-        let turns: Option<Vec<Vec<Value>>> = match (receiver, call.name.as_str(), arguments.as_slice()) {
-            (Value::Int(n), "times", []) if *n <= TURNS => Some((0..*n).map(|i| vec![Value::Int(i)]).collect()),
-            (Value::Int(from), "upto", [Value::Int(to)]) if to.saturating_sub(*from) < TURNS => {
-                Some((*from..=*to).map(|i| vec![Value::Int(i)]).collect())
-            }
-            (Value::Array(values), "each" | "map", []) => Some(values.iter().map(|value| vec![value.clone()]).collect()),
-            (Value::Array(values), "each_with_index", []) => {
-                Some(values.iter().zip(0_i64..).map(|(value, index)| vec![value.clone(), Value::Int(index)]).collect())
-            }
-            (value, "tap" | "then", []) => Some(vec![vec![value.clone()]]),
-            _ => None,
-        };
-        let Some(turns) = turns else {
-            let why = receiver.why().cloned().unwrap_or_else(|| Why { line, why: format!("`{}` with a block", call.name) });
-            for parameter in &block.parameters {
-                self.variables.insert(parameter.clone(), Value::Unknown(why.clone()));
-            }
-            self.perhaps(why.clone(), &[&block.body]);
-            return Value::Unknown(why);
-        };
-        let results = turns.into_iter().map(|turn| self.turn(block, turn)).collect();
-        if call.name == "map" { Value::Array(results) } else { receiver.clone() }
-    }
-
-    fn turn(&mut self, block: &Block, arguments: Vec<Value>) -> Value {
-        let outer: Vec<(String, Option<Value>)> = block
-            .parameters
-            .iter()
-            .zip(arguments)
-            .map(|(name, value)| (name.clone(), self.variables.insert(name.clone(), value)))
-            .collect();
-        let result = self.value(&block.body);
-        for (name, value) in outer {
-            match value {
-                Some(value) => self.variables.insert(name, value),
-                None => self.variables.remove(&name),
-            };
-        }
-        result
     }
 }
 
@@ -420,10 +285,6 @@ impl Language for Plain {
         None
     }
 
-    fn load(&mut self, _: &Path) -> Result<Expression, String> {
-        Err("an expression loads nothing".to_owned())
-    }
-
     fn unknown(&mut self, _: &Path, _: Why) {}
 }
 
@@ -431,14 +292,122 @@ fn is_environment(receiver: Option<&Expression>) -> bool {
     receiver.is_some_and(|receiver| receiver.kind == Kind::Constant("ENV".to_owned()))
 }
 
-fn reason(value: &Value) -> &str {
-    value.why().map_or("something that is not known", |why| &why.why)
+/// Why what stands behind a condition is not known. A reason does not grow from one condition to the next.
+fn depends_on(condition: &Value, line: u32) -> Why {
+    const START: &str = "it depends on ";
+    match condition.why() {
+        Some(why) if why.why.starts_with(START) => why.clone(),
+        Some(why) => Why { line, why: format!("{START}{}", why.why) },
+        None => Why { line, why: format!("{START}something that is not known") },
+    }
 }
 
-/// Expressions that are evaluated in one file and what it loads. A long puma.rb takes some 500.
+/// Expressions that are evaluated in one file. A long puma.rb takes some 500.
 const STEPS: u32 = 100_000;
 
-/// Turns of one loop that are walked: more workers than that have no sockets of their own.
-const TURNS: i64 = 256;
+/// Bytes and values in one value: a path has at most 4096 bytes, and what is larger is no setting.
+const LARGEST: usize = 8192;
 
+const TOO_LARGE: &str = "a value that is too large";
 const TOO_LONG: &str = "the file takes too many steps to evaluate";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TOKENS: &[&str] = &[
+        "workers",
+        "bind",
+        "ENV",
+        "[",
+        "]",
+        "(",
+        ")",
+        "{",
+        "}",
+        "|i|",
+        "do",
+        "end",
+        "if",
+        "else",
+        "unless",
+        "?",
+        ":",
+        "||=",
+        "=",
+        "+",
+        "*",
+        "**",
+        "/",
+        "-",
+        "%",
+        "&&",
+        "!",
+        "1",
+        "0",
+        "9223372036854775807",
+        "0.5",
+        "'a'",
+        "\"#{",
+        "}\"",
+        ".times",
+        ".map",
+        ".to_i",
+        ".fetch",
+        "x",
+        "X",
+        ",",
+        "\n",
+        ";",
+        "def f",
+        "begin",
+        "rescue",
+        "<<~A\n",
+        "A\n",
+        "->",
+        "self.",
+        "&.",
+        "=>",
+        "a:",
+        "**h",
+        "..",
+        "return",
+    ];
+
+    proptest! {
+        #[test]
+        fn no_source_makes_it_panic_or_run_away(tokens in proptest::collection::vec(proptest::sample::select(TOKENS), 0..40)) {
+            let value = expression(&tokens.join(" "), &|_| None);
+            prop_assert!(value.why().is_none_or(|why| !why.why.is_empty()));
+        }
+    }
+
+    #[test]
+    fn loops_within_loops_end() {
+        let source = "x = 0\n256.times { 256.times { 256.times { 256.times { x += 1 } } } }\nx";
+        let started = std::time::Instant::now();
+        assert!(expression(source, &|_| None).why().is_some());
+        assert!(started.elapsed() < std::time::Duration::from_secs(5));
+    }
+
+    #[test]
+    fn values_cannot_be_doubled_without_end() {
+        let long = format!("x = 'a' * 1\nx = '{}'\n", "a".repeat(8000));
+        for source in [
+            "x = 'aaaaaaaa'\n60.times { x = x + x }\nx".to_owned(),
+            "x = 'aaaaaaaa'\n60.times { x = \"#{x}#{x}\" }\nx".to_owned(),
+            "x = [1]\n60.times { x = [x, x] }\nx".to_owned(),
+            "x = [1]\n60.times { x = [x, x].map { x } }\nx".to_owned(),
+            "x = 1\n256.times { 256.times { x = [x] } }\nx".to_owned(),
+            "x = {a: 1}\n60.times { x = {a: x, b: x} }\nx".to_owned(),
+            format!("{long}[{}1]", "x,".repeat(20_000)),
+            format!("{long}\"{}\"", "#{x}".repeat(20_000)),
+            "x = `y`\n256.times { 256.times { z = 1 if x\nx = z || x } }\nx".to_owned(),
+        ] {
+            let value = expression(&source, &|_| None);
+            assert!(value.why().is_some_and(|why| why.why.len() < 100), "{:.60}", source);
+        }
+    }
+}

@@ -170,7 +170,7 @@ fn of_array(values: &[Value], name: &str, arguments: &[Value]) -> Option<Value> 
         ("any?", []) => values.iter().map(Value::truth).collect::<Option<Vec<_>>>().map(|truths| Value::Bool(truths.contains(&true))),
         ("compact", []) => Some(Value::Array(values.iter().filter(|value| **value != Value::Nil).cloned().collect())),
         ("include?", [value]) => Some(Value::Bool(values.contains(value))),
-        ("join", [Value::Str(separator)]) => {
+        ("join", [Value::Str(separator)]) if separator.len() < 8 => {
             values.iter().map(Value::text).collect::<Option<Vec<_>>>().map(|texts| Value::Str(texts.join(separator)))
         }
         ("[]", [Value::Int(index)]) => {

@@ -57,7 +57,7 @@ pub struct PumaRb {
     pub lowlevel_error_handler: Option<u32>,
     /// Everything that could not be known, in the order of the file.
     pub unknowns: Vec<Unknown>,
-    /// The file and what it loads, parsed, for readers that look for more than settings.
+    /// The file and what it names with `load`, parsed, for readers that look for more than settings.
     pub programs: Vec<(PathBuf, Expression)>,
     /// What holds where the file is silent.
     pub defaults: Defaults,
@@ -188,12 +188,15 @@ pub fn read_file(app: &Path, path: &Path, environment: &dyn Fn(&str) -> Option<S
     let app = std::path::absolute(app).map_err(io)?;
     let path = app.join(path);
     let program = parse_file(&path)?;
-    let mut settings = Settings::new(PumaRb {
-        path: Some(path.clone()),
-        defaults: Defaults::from_environment(environment),
-        programs: vec![(path.clone(), program.clone())],
-        ..PumaRb::default()
-    });
+    let mut settings = Settings::new(
+        PumaRb {
+            path: Some(path.clone()),
+            defaults: Defaults::from_environment(environment),
+            programs: vec![(path.clone(), program.clone())],
+            ..PumaRb::default()
+        },
+        &app,
+    );
     Evaluator::new(&mut settings, environment, &app, &path).run(&program);
     Ok(settings.finish())
 }

@@ -127,6 +127,37 @@ impl Value {
         }
     }
 
+    /// Bytes and values it holds, counted no further than a little above `limit`. A collection counts for more than
+    /// what is in it, so depth, which is walked recursively, is bounded as well.
+    #[must_use]
+    pub(super) fn weight(&self, limit: usize) -> usize {
+        let sum = |weight: usize, more: usize| weight.saturating_add(more);
+        match self {
+            Self::Str(text) | Self::Sym(text) => sum(text.len(), 1),
+            Self::Array(values) => {
+                let mut weight = COLLECTION;
+                for value in values {
+                    if weight > limit {
+                        break;
+                    }
+                    weight = sum(weight, value.weight(limit));
+                }
+                weight
+            }
+            Self::Hash(pairs) => {
+                let mut weight = COLLECTION;
+                for (key, value) in pairs {
+                    if weight > limit {
+                        break;
+                    }
+                    weight = sum(weight, sum(key.weight(limit), value.weight(limit)));
+                }
+                weight
+            }
+            Self::Nil | Self::Bool(_) | Self::Int(_) | Self::Float(_) | Self::Unknown(_) => 1,
+        }
+    }
+
     /// The entry of a hash under a symbol or string key.
     #[must_use]
     pub fn entry(&self, key: &str) -> Option<&Self> {
@@ -134,3 +165,6 @@ impl Value {
         pairs.iter().find(|(name, _)| name.as_str() == Some(key)).map(|(_, value)| value)
     }
 }
+
+/// Weight of an empty array or hash.
+const COLLECTION: usize = 64;

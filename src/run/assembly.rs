@@ -25,8 +25,8 @@ use crate::{
         body::{Received, Relay},
     },
     layers::{
-        Layers, answer, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
-        relay, request_id, sensitive, slots::Slots, spill::Store,
+        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
+        relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
@@ -307,10 +307,13 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         sensitive: sensitive::SensitiveLayer::new(config.sensitive.clone()),
         normalize: normalize::NormalizeLayer::new(config.framing.clone()),
         forwarded: forwarded::ForwardedLayer::new(config.headers.forwarded(), trusted),
+        shield: shield::ShieldLayer::new(config.shield),
         relay: relay::RelayLayer::new(Arc::clone(shared.store), config.buffer.clone()),
         buffer: buffer::BufferLayer::new(policy),
+        shield_body: shield_body::ShieldBodyLayer::new(config.shield),
         in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
         conceal: conceal::ConcealLayer::new(config.conceal.clone()),
+        backtrace: backtrace::BacktraceLayer::new(config.backtrace),
         canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
     }
 }

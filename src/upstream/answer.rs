@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::{
-    guard::{self, answer::AnswerFraming, chunked::Chunked, rule::Rule},
+    guard::{self, answer::AnswerFraming, chunked::Chunked},
     http::arrival::{Moment, Notes},
     refusal::Refusal,
     upstream::{connect::Stream, sweep::Watch, turn::Turn},
@@ -205,7 +205,7 @@ impl Streaming {
             Framing::Chunked(chunks) => {
                 let mut data = BytesMut::new();
                 while !done && !self.buffer.is_empty() {
-                    let piece = chunks.advance(&self.buffer, &guard::Limits::default()).map_err(|_| Refusal::UpstreamBad(Rule::P4))?;
+                    let piece = chunks.advance(&self.buffer, &guard::Limits::default())?;
                     data.extend_from_slice(self.buffer.get(piece.data).unwrap_or_default());
                     done = piece.done;
                     drop(self.buffer.split_to(piece.consumed.min(self.buffer.len())));

@@ -9,10 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::upstream::{
-    Config, Inner,
-    dispatch::Socket,
-    stats::{self, Stats},
+use crate::{
+    puma::puma_rb,
+    upstream::{
+        Config, Inner,
+        dispatch::Socket,
+        stats::{self, Stats},
+    },
 };
 
 /// The last answer of the control server.
@@ -70,16 +73,21 @@ fn apply(puma: &Inner) {
 /// The threads behind each socket.
 fn limits(config: &Config, stats: Option<&Stats>, sockets: &[Arc<Socket>]) -> Vec<u32> {
     let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX).max(1);
-    let equally = |slots: u32| vec![slots.div_ceil(count); sockets.len()];
+    // What is left over goes to the first ones, one each; no socket is without a thread.
+    let equally = |slots: u32| {
+        let part = |index: u32| (slots / count).saturating_add(u32::from(index < slots % count)).max(1);
+        (0..u32::try_from(sockets.len()).unwrap_or(u32::MAX)).map(part).collect::<Vec<_>>()
+    };
     if let Some(slots) = config.slots {
         return equally(slots);
     }
     if let Some(stats) = stats {
         let booted = || stats.workers.iter().filter(|w| w.booted);
-        let all = booted().map(|w| w.max_threads).sum();
+        let all: u32 = booted().map(|w| w.max_threads).sum();
         let one_each = sockets.iter().all(|s| s.address.worker_index().is_some()) && sockets.len() > 1;
         if !one_each {
-            return equally(all);
+            // Nobody has booted yet: then nobody answers.
+            return if all == 0 { vec![0; sockets.len()] } else { equally(all) };
         }
         // A socket whose worker is gone or boots would take connections and not answer.
         let by_index: HashMap<u32, u32> = booted().map(|w| (w.index, w.max_threads)).collect();
@@ -93,8 +101,11 @@ fn limits(config: &Config, stats: Option<&Stats>, sockets: &[Arc<Socket>]) -> Ve
 }
 
 /// Threads times workers as `puma_config` says, where it can be known without running it.
-fn slots_from_puma_rb(_config: &Config) -> Option<u32> {
-    None
+fn slots_from_puma_rb(config: &Config) -> Option<u32> {
+    let path = config.puma_config.as_ref()?;
+    let folder = path.parent()?;
+    let app = if folder.ends_with("config") { folder.parent()? } else { folder };
+    puma_rb::read_file(app, &std::path::absolute(path).ok()?, &|name| std::env::var(name).ok()).ok()?.slots()
 }
 
 /// Puma's own default for `max_threads`.
@@ -142,6 +153,23 @@ mod tests {
     fn a_shared_socket_has_the_threads_of_all_booted_workers() {
         let shared = sockets(&["unix:/run/puma.sock"]);
         assert_eq!(limits(&Config::default(), Some(&stats(&[(0, true, 5), (1, true, 5), (2, false, 0)])), &shared), [10]);
+    }
+
+    #[test]
+    fn threads_are_divided_exactly_among_equal_sockets() {
+        let four = sockets(&["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"]);
+        let of = |slots| limits(&Config { slots: Some(slots), ..Config::default() }, None, &four);
+        assert_eq!((of(6), of(8), of(2)), (vec![2, 2, 1, 1], vec![2, 2, 2, 2], vec![1, 1, 1, 1]));
+    }
+
+    #[test]
+    fn threads_and_workers_are_read_from_pumas_configuration() {
+        let app = tempfile::tempdir().unwrap();
+        std::fs::create_dir(app.path().join("config")).unwrap();
+        let path = app.path().join("config/puma.rb");
+        std::fs::write(&path, "workers 3\nthreads 2, 4\n").unwrap();
+        let config = Config { puma_config: Some(path), ..Config::default() };
+        assert_eq!(limits(&config, None, &sockets(&["127.0.0.1:3000"])), [12]);
     }
 
     #[test]

@@ -88,6 +88,12 @@ impl Address {
         }
     }
 
+    /// A write to a unix socket that Puma has closed fails, and an unread one is reset: a request on a connection that was
+    /// just closing is known not to have been executed. Over TCP both may look like an end without an answer.
+    pub fn tells_what_was_read(&self) -> bool {
+        matches!(self, Address::Unix(_))
+    }
+
     /// It stands for sockets that may appear later.
     pub fn is_pattern(&self) -> bool {
         match self {

@@ -62,7 +62,7 @@ pub(super) async fn connection(
         let socket = puma.sockets.get(slot.worker());
         if let Some(socket) = socket.as_ref().filter(|s| s.gate.is_open()) {
             if let Wish::Pooled { careful } = wish
-                && let Some(connection) = socket.pool.take(puma.keep(), careful)
+                && let Some(connection) = socket.pool.take(puma.keep(), careful && !socket.address.tells_what_was_read())
             {
                 return Ok((Arc::clone(socket), connection));
             }

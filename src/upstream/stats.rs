@@ -99,7 +99,7 @@ fn body(buffer: &[u8]) -> io::Result<Option<Vec<u8>>> {
     match head.framing {
         AnswerFraming::Length(length) => Ok(rest.get(..usize::try_from(length).unwrap_or(usize::MAX)).map(<[u8]>::to_vec)),
         AnswerFraming::Chunked => {
-            let (mut chunks, mut body) = (Chunked::new(), Vec::new());
+            let (mut chunks, mut body) = (Chunked::of_answer(), Vec::new());
             while !rest.is_empty() {
                 let piece = chunks.advance(rest, &guard::Limits::default()).map_err(bad)?;
                 body.extend_from_slice(rest.get(piece.data).unwrap_or_default());

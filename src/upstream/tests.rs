@@ -31,6 +31,7 @@ use crate::{
 
 mod hostile;
 mod ordinary;
+mod overload;
 mod real;
 mod restarts;
 
@@ -54,8 +55,8 @@ impl Way {
             Some(slot) => slot,
             None => self.slots.enqueue(ask).unwrap().slot().await.map_err(|_| Refusal::UpstreamRefused)?,
         };
-        let content = if body.is_empty() { Content::None } else { Content::Memory(Bytes::copy_from_slice(body)) };
-        let mut complete = Complete::forged(content);
+        let content = if body.is_empty() { Content::None } else { Content::Memory(Bytes::copy_from_slice(body).into()) };
+        let mut complete = Complete::for_test(content);
         complete.admit(slot);
         let mut request = Request::new(Canonical::forged(head, complete));
         request.extensions_mut().insert(arrival());
@@ -117,7 +118,7 @@ enum Say {
 /// A Puma that says what it was told, request by request, over whatever connections.
 struct Scripted {
     address: Address,
-    requests: Arc<Mutex<Vec<(usize, Vec<u8>)>>>,
+    requests: Seen,
     _folder: tempfile::TempDir,
 }
 
@@ -152,9 +153,12 @@ impl Scripted {
     }
 }
 
+/// Requests, and the number of the connection that each came on.
+type Seen = Arc<Mutex<Vec<(usize, Vec<u8>)>>>;
+
 type Script = Arc<Mutex<std::collections::VecDeque<Say>>>;
 
-async fn converse(mut stream: UnixStream, connection: usize, script: Script, seen: Arc<Mutex<Vec<(usize, Vec<u8>)>>>) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, connection: usize, script: Script, seen: Seen) -> io::Result<()> {
     let early = matches!(script.lock().unwrap().front(), Some(Say::Early(_) | Say::Unread));
     if early {
         let say = script.lock().unwrap().pop_front();

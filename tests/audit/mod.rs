@@ -1,6 +1,8 @@
 //! `palisade audit` over applications made of the fixtures in `tests/fixtures/audit/`, each in a real repository.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+mod reading;
+
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -164,6 +166,19 @@ fn the_exit_code_follows_the_threshold() {
     assert_eq!(code(Some(Severity::High)), 6);
     assert_eq!(code(Some(Severity::Low)), 6);
     assert!(audit::command(&app.path().join("nothing"), Format::Table, None, &[], &mut Vec::new()).is_err());
+}
+
+#[test]
+fn the_configuration_takes_waivers_only_with_reason_and_date() {
+    let read = |ignore: &str| serde_json::from_str::<audit::Config>(&format!("{{\"on_start\": \"block\", \"ignore\": [{ignore}]}}"));
+    let config = read(r#"{"id": "E08", "reason": "a laboratory", "until": "2027-01-31"}"#).unwrap();
+    assert_eq!((config.on_start, config.ignore.len()), (audit::OnStart::Block, 1));
+    assert!(read(r#"{"id": "E08", "until": "2027-01-31"}"#).is_err());
+    assert!(read(r#"{"id": "E08", "reason": "x"}"#).is_err());
+    assert!(read(r#"{"id": "E08", "reason": "x", "until": "soon"}"#).is_err());
+    assert_eq!("high".parse(), Ok(Severity::High));
+    assert_eq!("sarif".parse(), Ok(Format::Sarif));
+    assert!("bad".parse::<Severity>().is_err() && "xml".parse::<Format>().is_err());
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Case {
 }
 
 fn request(path: &str) -> Request<Complete> {
-    let mut request = Request::new(Complete::forged(Content::Memory(Bytes::from_static(b"body"))));
+    let mut request = Request::new(Complete::for_test(Content::Memory(Bytes::from_static(b"body").into())));
     *request.uri_mut() = path.parse().unwrap();
     let (client, notes) = (Arc::new(Client::local()), Arc::new(Notes::new(Instant::now())));
     request.extensions_mut().insert(Arrival { client, target: Bytes::new(), notes });
@@ -146,32 +146,28 @@ async fn a_puma_that_is_away_is_waited_for_and_then_refused() {
 
 #[test]
 fn the_configuration_reads_its_documented_form() {
-    let text = r#"
-        deadline = "2s"
-        max = "auto"
-        memory = "1MiB"
-        overload_order = "fifo"
-        per_client_share = 0.5
-        stream_share = 1
-        [[class]]
-        name = "health"
-        match = { path = ["/up", "/health*"] }
-        priority = 0
-        reserve = 1
-        [[class]]
-        name = "reports"
-        match = { path = "/reports/*" }
-        priority = 200
-    "#;
-    use figment::providers::Format;
-    let read = |text: &str| figment::Figment::from(figment::providers::Toml::string(text)).extract::<Config>();
+    let text = r#"{
+        "deadline": "2s", "max": "auto", "memory": "1MiB", "overload_order": "fifo", "per_client_share": 0.5, "stream_share": 1,
+        "class": [
+            { "name": "health", "match": { "path": ["/up", "/health*"] }, "priority": 0, "reserve": 1 },
+            { "name": "reports", "match": { "path": "/reports/*" }, "priority": 200 }
+        ]
+    }"#;
+    let read = serde_json::from_str::<Config>;
     let config = read(text).unwrap();
     let layer = InFlightLayer::new(&config, Slots::new(config.policy(Duration::ZERO)));
     let classes: Vec<_> = ["/up", "/healthz", "/", "/reports/1"].iter().map(|path| layer.classes.of(path)).collect();
     assert_eq!(classes, [0, 0, 1, 2]);
     assert_eq!(config.policy(Duration::ZERO).reserves, [1, 0, 0]);
-    assert_eq!(read("max = 7").unwrap().max, Max::Requests(7));
-    for bad in ["max = \"many\"", "max = -1", "per_client_share = 1.5", "stream_share = -0.1", "deadline = \"0s\"", "unknown = 1"] {
+    assert_eq!(read(r#"{"max": 7}"#).unwrap().max, Max::Requests(7));
+    for bad in [
+        r#"{"max": "many"}"#,
+        r#"{"max": -1}"#,
+        r#"{"per_client_share": 1.5}"#,
+        r#"{"stream_share": -0.1}"#,
+        r#"{"deadline": "0s"}"#,
+        r#"{"unknown": 1}"#,
+    ] {
         assert!(read(bad).is_err(), "{bad}");
     }
 }

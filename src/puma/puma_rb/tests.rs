@@ -138,15 +138,24 @@ fn nothing_is_executed() {
 }
 
 #[test]
-fn loaded_files_are_followed_and_a_loop_of_them_ends() {
+fn load_has_no_effect_as_in_puma_and_is_said_so() {
     let app = tempfile::tempdir().unwrap();
     fs::create_dir(app.path().join("config")).unwrap();
-    fs::write(app.path().join("config/puma.rb"), "load 'config/shared.rb'\nworkers 2\n").unwrap();
-    fs::write(app.path().join("config/shared.rb"), "threads 1, 3\nload __FILE__\n").unwrap();
+    fs::write(app.path().join("config/puma.rb"), "load 'config/shared.rb'\nload __FILE__\nworkers 2\n").unwrap();
+    fs::write(app.path().join("config/shared.rb"), "threads 1, 3\n").unwrap();
     let puma = read(app.path(), &|_| None).unwrap();
-    assert_eq!(puma.slots(), Some(6));
-    assert_eq!(puma.programs.len(), 16);
-    assert!(puma.unknowns.iter().any(|unknown| unknown.what.contains("too many files")));
+    assert_eq!(puma.slots(), Some(10));
+    assert_eq!(puma.programs.len(), 3);
+    assert_eq!(puma.unknowns.iter().map(|unknown| unknown.line).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn code_that_could_set_anything_is_said() {
+    for source in ["instance_eval File.read('config/shared.rb')", "send(:workers, 9)", "eval 'bind \"x\"'"] {
+        let puma = read_with(&format!("{source}\nthreads 1, 3\n"), &[]);
+        assert!(puma.binds_incomplete && puma.unknowns.len() == 1, "{source}: {:?}", puma.unknowns);
+    }
+    assert_eq!(read_with("self.workers 4", &[]).workers, Known::Value(4, 1));
 }
 
 #[test]

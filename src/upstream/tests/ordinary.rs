@@ -1,7 +1,10 @@
 //! Connections, retries and slots, with a scripted Puma.
 
 use super::*;
-use crate::upstream::{EarlyHintsTo, Reuse, upgrade::FarEnd};
+use crate::{
+    http::upgrade::FarEnd,
+    upstream::{Health, Reuse},
+};
 
 fn kept(address: &Address) -> Config {
     Config { reuse: Reuse::Keepalive, ..config(address.clone()) }
@@ -164,17 +167,17 @@ async fn early_hints_carry_links_and_nothing_else() {
     let said = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nSet-Cookie: a=b\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let puma = Scripted::say(said);
     let way = Way::new(config(puma.address.clone()));
-    let (hints, mut hinted) = tokio::sync::mpsc::unbounded_channel();
-    let slot = way.slots.try_take_of(0).unwrap();
-    let mut complete = Complete::forged(Content::None);
-    complete.admit(slot);
+    let mut complete = Complete::for_test(Content::None);
+    complete.admit(way.slots.try_take_of(0).unwrap());
     let mut request = Request::new(Canonical::forged("GET / HTTP/1.1\r\nHost: app\r\n\r\n", complete));
-    request.extensions_mut().insert(EarlyHintsTo(hints));
+    let arrival = arrival();
+    let notes = Arc::clone(&arrival.notes);
+    request.extensions_mut().insert(arrival);
     let answer = way.puma.clone().call(request).await.unwrap();
     assert_eq!(answer.status(), 200);
-    let links = hinted.recv().await.unwrap();
-    assert_eq!((links.len(), links.get("link").unwrap().as_bytes()), (1, &b"</a.css>; rel=preload"[..]));
-    assert!(hinted.recv().await.is_none());
+    let hints = notes.take_hints();
+    assert_eq!(hints.len(), 1);
+    assert_eq!((hints[0].len(), hints[0].get("link").unwrap().as_bytes()), (1, &b"</a.css>; rel=preload"[..]));
 }
 
 #[tokio::test]
@@ -188,7 +191,7 @@ async fn a_switched_connection_is_handed_over_once_and_takes_no_thread() {
     assert!(!puma.request(0).contains("close"));
     let end = answer.extensions().get::<FarEnd>().unwrap();
     let tunnel = end.take().unwrap();
-    assert_eq!(tunnel.leftover, "first");
+    assert_eq!(tunnel.early, "first");
     assert!(end.take().is_none());
     assert_eq!((way.slots.figures().in_flight, way.puma.upgrades()), (0, 1));
     drop(tunnel);
@@ -216,8 +219,42 @@ async fn a_head_answer_has_a_length_and_no_body() {
     let puma = Scripted::new(vec![Say::Keep(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n".to_vec()), Say::Keep(ok("next"))]);
     let way = Way::new(kept(&puma.address));
     let answer = way.ask("HEAD / HTTP/1.1\r\nHost: app\r\n\r\n", b"").await.unwrap();
-    assert_eq!(answer.body().declared_length(), Some(500));
+    assert_eq!(answer.headers().get("content-length").unwrap(), "500");
     assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty());
     assert_eq!(way.get("/").await.unwrap().1, "next");
     assert_eq!(puma.connections(), [0, 0]);
+}
+
+#[tokio::test]
+async fn a_post_on_a_connection_that_puma_has_closed_is_sent_again_on_a_fresh_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("puma.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let way = Way::new(kept(&Address::Unix(path)));
+    for said in ["one", "two", "three"] {
+        let (answer, ()) = tokio::join!(way.post("/", b"x"), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            read_request(&mut stream).await.unwrap();
+            stream.write_all(&ok(said)).await.unwrap();
+        });
+        assert_eq!(answer.unwrap().1, said);
+        assert_eq!(way.puma.idle_connections(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_ill_application_gets_no_requests_until_it_is_well() {
+    let ill = || Say::Close(b"HTTP/1.1 500 Ill\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let puma = Scripted::new(vec![ill(), ill(), ill(), Say::Close(ok("up")), Say::Close(ok("page"))]);
+    let health = Health { path: Some("/up".into()), interval: Deadline::millis(20), unhealthy: 2, ..Health::default() };
+    let way = Way::new(Config { health, ..config(puma.address.clone()) });
+    let until = async |away| {
+        while way.slots.figures().away != away {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), until(true)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), until(false)).await.unwrap();
+    assert!(puma.request(0).starts_with("GET /up HTTP/1.1\r\nHost: localhost\r\n"));
+    assert!(puma.connections().len() >= 4);
 }

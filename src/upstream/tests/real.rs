@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::upstream::{Reuse, upgrade::FarEnd};
+use crate::{http::upgrade::FarEnd, upstream::Reuse};
 
 /// A real Puma with the application of these tests, in a folder of its own.
 pub(super) struct RealPuma {

@@ -1,0 +1,85 @@
+//! How long requests keep their threads, whether the queue stands, and how many may therefore wait.
+
+use std::time::{Duration, Instant};
+
+use super::terms::Policy;
+
+/// Mean service time and state of the queue.
+#[derive(Debug, Default)]
+pub(super) struct Pressure {
+    service: Option<Duration>,
+    standing_since: Option<Instant>,
+}
+
+impl Pressure {
+    /// A thread was busy for that long, where that says something about the next request.
+    pub(super) fn measured(&mut self, service: Option<Duration>) {
+        let Some(measured) = service else { return };
+        self.service = Some(self.service.map_or(measured, |mean| (mean * (SMOOTHING - 1) + measured) / SMOOTHING));
+    }
+
+    /// The mean.
+    pub(super) fn service(&self) -> Option<Duration> {
+        self.service
+    }
+
+    /// Somebody waits.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.standing_since.get_or_insert(now);
+    }
+
+    /// Whoever waits has waited for something else until now.
+    pub(super) fn begin_again(&mut self, now: Instant) {
+        self.standing_since = self.standing_since.map(|_| now);
+    }
+
+    /// Nobody waits.
+    pub(super) fn end(&mut self) {
+        self.standing_since = None;
+    }
+
+    /// The queue has not been empty for a while: arrivals exceed what Puma can do, and the newest are served first.
+    pub(super) fn newest_first(&self, policy: &Policy, now: Instant) -> bool {
+        let stands = |since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER;
+        policy.newest_first && self.standing_since.is_some_and(stands)
+    }
+
+    /// How many may wait: as many as can be served within the deadline, fewer once the queue stands, never above `max`.
+    pub(super) fn room(&self, policy: &Policy, capacity: usize, away: bool, now: Instant) -> usize {
+        if capacity == 0 {
+            return if away { policy.max.min(UNKNOWN_ROOM) } else { 0 };
+        }
+        let horizon = if away {
+            policy.hold
+        } else if self.newest_first(policy, now) {
+            policy.deadline / STANDING_PART
+        } else {
+            policy.deadline
+        };
+        let service = self.service.unwrap_or(ASSUMED_SERVICE).max(SHORTEST_SERVICE);
+        let rounds = horizon.as_micros().checked_div(service.as_micros()).unwrap_or(0);
+        let in_time = capacity.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX)).max(capacity);
+        in_time.min(policy.max)
+    }
+
+    /// How long it takes until all who wait are served.
+    pub(super) fn drain_time(&self, waiting: usize, capacity: usize) -> Duration {
+        let rounds = waiting.checked_div(capacity).unwrap_or(1).saturating_add(1);
+        let service = self.service.unwrap_or(ASSUMED_SERVICE);
+        service.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)).min(LONGEST_RETRY)
+    }
+}
+
+/// Weight of one measurement in the mean: one in this many.
+const SMOOTHING: u32 = 16;
+/// Before anything was measured.
+const ASSUMED_SERVICE: Duration = Duration::from_millis(100);
+const SHORTEST_SERVICE: Duration = Duration::from_micros(100);
+/// The queue stands when it has not been empty for this part of the deadline ...
+const STANDING_AFTER: u32 = 5;
+/// ... and is then kept this much shorter: behind newest-first the rest only grows stale.
+const STANDING_PART: u32 = 10;
+/// Room while nothing is known about Puma.
+const UNKNOWN_ROOM: usize = 128;
+/// Longest Retry-After.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);

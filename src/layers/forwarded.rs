@@ -187,6 +187,7 @@ fn scheme_and_port(client: &Client, headers: &HeaderMap) -> (HeaderValue, Header
     let port = match port {
         80 => HeaderValue::from_static("80"),
         443 => HeaderValue::from_static("443"),
+        port if port == client.local_port => client.port_text.get_or_init(|| HeaderValue::from(port)).clone(),
         port => HeaderValue::from(port),
     };
     (proto, port)

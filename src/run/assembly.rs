@@ -25,8 +25,8 @@ use crate::{
         body::{Received, Relay},
     },
     layers::{
-        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
-        relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
+        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
+        redirect, relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
     },
     log::{Level, Recorder, event},
     metrics::Metrics,

@@ -161,7 +161,9 @@ fn a_phased_restart_loses_and_doubles_nothing() {
     puma.process().signal(Signal::USR1);
     let start = Instant::now();
     let mut sent = 0;
-    while start.elapsed() < Duration::from_secs(4) {
+    // Each worker says that it has booted, in phase 1.
+    while puma.process().output().matches("phase: 1").count() < 3 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the restart does not end:\n{}", puma.process().output());
         let mut client = palisade.connect();
         client.send(format!("POST /echo HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: phased-{sent}\r\nContent-Length: 2\r\n\r\nhi"));
         assert_eq!(client.answer_to("POST").status, 200, "request {sent}");

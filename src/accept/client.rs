@@ -3,7 +3,12 @@
 //! Threat: exhaustion and exposure, as limits and logs are by client. Addresses, scheme and port come from the connection or
 //! from a PROXY line of a listed peer, never from a header field that the client could have written.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::OnceLock,
+};
+
+use http::HeaderValue;
 
 /// The two kinds of HTTP that a connection can carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct Client {
     pub server_name: Option<Box<str>>,
     /// The peer is in `trusted_proxies`: its forwarding fields and request ids count.
     pub trusted: bool,
+    /// The address as text, made when the first request needs it.
+    pub text: OnceLock<HeaderValue>,
 }
 
 /// A client as limits and rates know it: one IPv4 address, or one IPv6 /64.
@@ -83,6 +90,7 @@ impl Client {
             alpn: "",
             server_name: None,
             trusted: false,
+            text: OnceLock::new(),
         }
     }
 }

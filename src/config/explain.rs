@@ -194,7 +194,6 @@ fn without_credentials(text: &str) -> String {
 /// Names of keys whose values are never shown.
 const SECRET: [&str; 6] = ["secret", "password", "passwd", "token", "credential", "authorization"];
 /// Keys and tables that count at the start only.
-const RESTART: [&str; 8] =
-    ["listen", "listener", "server.workers", "server.user", "server.sandbox", "admin.socket", "metrics.listen", "buffer.dir"];
+const RESTART: [&str; 8] = ["listen", "listener", "server", "upstream", "queue", "buffer.dir", "admin", "log.access_file"];
 /// Longer assignments do not move the column of the origins.
 const WIDEST: usize = 60;

@@ -36,7 +36,7 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
+    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
     log,
     units::OneOrMany,
     upstream,
@@ -83,7 +83,9 @@ pub struct Config {
     pub headers: Headers,
     /// Paths that must never reach an application, such as `/.env` and `/.git`.
     pub sensitive: sensitive::Config,
-    /// What Rack can take.
+    /// Debug pages and traces in errors.
+    pub backtrace: backtrace::Config,
+    /// What Rack can take, each part with a mode of its own.
     pub shield: shield_config::Config,
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
     pub rate_limit: Vec<rate_rule::RuleConfig>,
@@ -156,6 +158,7 @@ impl Default for Config {
             sensitive: sensitive::Config::default(),
             rate_limit: rate_rule::RuleConfig::defaults(),
             ban: ban_rule::RuleConfig::defaults(),
+            backtrace: backtrace::Config::default(),
             shield: shield_config::Config::default(),
             conceal: conceal::Config::default(),
             errors: answer::Config::default(),

@@ -30,7 +30,7 @@ use tower_service::Service;
 use crate::{refusal::Refusal, units::Mode};
 
 /// `[backtrace]` in `proxy.toml`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `enforce`, `observe` (counted, nothing changed) or `off`. Default: enforce.

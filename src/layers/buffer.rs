@@ -90,7 +90,7 @@ pub struct Policy {
 
 impl Complete {
     /// Its length in bytes; `None` where the client sent no body at all.
-    pub fn len(&self) -> Option<u64> {
+    pub fn length(&self) -> Option<u64> {
         match &self.content {
             Content::None => None,
             Content::Memory(bytes) => Some(bytes.len() as u64),
@@ -208,7 +208,7 @@ where
         };
         let complete = Complete { content, slot: None };
         if let Some(arrival) = arrival {
-            arrival.notes.body_length(complete.len().unwrap_or(0));
+            arrival.notes.body_length(complete.length().unwrap_or(0));
             arrival.notes.mark(Moment::Complete);
         }
         Buffered::Direct { future: self.inner.call(Request::from_parts(parts, complete)) }

@@ -200,7 +200,7 @@ fn write(config: Config, request: Request<Complete>) -> Result<Request<Canonical
 
 /// One length or none. RFC 9110 §8.6: a method that means something by its content says so also when it is empty.
 fn length(method: &Method, body: &Complete) -> Option<u64> {
-    body.len().or_else(|| matches!(*method, Method::POST | Method::PUT | Method::PATCH).then_some(0))
+    body.length().or_else(|| matches!(*method, Method::POST | Method::PUT | Method::PATCH).then_some(0))
 }
 
 fn sole_host(headers: &HeaderMap) -> Result<&[u8], Refusal> {

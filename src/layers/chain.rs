@@ -283,7 +283,7 @@ proptest! {
         version in prop::sample::select(vec![Version::HTTP_10, Version::HTTP_11, Version::HTTP_2]),
         authority in any::<bool>(),
     ) {
-        let content = body.map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes)));
+        let content = body.map_or(Content::None, |bytes| Content::Memory(Bytes::from(bytes).into()));
         let mut request = fixture::arrived(&target).body(Complete::for_test(content)).unwrap();
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
         *request.version_mut() = version;

@@ -121,7 +121,10 @@ impl Rules {
         if self.clear(&mut head.headers) && !client.trusted {
             arrival.notes.observe(Rule::T8);
         }
-        let address = text_of(address);
+        let address = match address == client.ip {
+            true => client.text.get_or_init(|| text_of(address)).clone(),
+            false => text_of(address),
+        };
         let headers = &mut head.headers;
         if let Some(host) = headers.get(HOST).cloned() {
             headers.insert(X_FORWARDED_HOST, host);

@@ -91,6 +91,8 @@ pub struct Layers {
     pub in_flight: in_flight::InFlightLayer,
     /// `[conceal]`.
     pub conceal: conceal::ConcealLayer,
+    /// `[backtrace]`.
+    pub backtrace: backtrace::BacktraceLayer,
     /// `[headers]`.
     pub canonical: canonical::CanonicalLayer,
 }
@@ -126,6 +128,7 @@ where
         .layer(layers.shield_body) // and in complete bodies
         .layer(layers.in_flight) // the only queue
         .layer(layers.conceal) // what the answer must not tell
+        .layer(layers.backtrace)
         .layer(layers.canonical) // the last word on framing
         .service(puma)
 }

@@ -37,10 +37,6 @@ impl Default for Config {
     }
 }
 
-/// Extension of every request: the value of X-Request-Id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestId(pub HeaderValue);
-
 /// Makes [`WithRequestId`].
 #[derive(Clone, Debug)]
 pub struct RequestIdLayer {
@@ -85,7 +81,9 @@ where
         let trusted = self.config.trust && request.extensions().get::<Arrival>().is_some_and(|a| a.client.trusted);
         let id = trusted.then(|| sent(request.headers())).flatten().unwrap_or_else(generated);
         request.headers_mut().insert(X_REQUEST_ID, id.clone());
-        request.extensions_mut().insert(RequestId(id.clone()));
+        if let Some(arrival) = request.extensions().get::<Arrival>() {
+            arrival.notes.identify(id.clone());
+        }
         Amended::new(self.inner.call(request), SetOnAnswer(self.config.answer.then_some(id)))
     }
 }
@@ -132,7 +130,8 @@ mod tests {
         let app = service_fn(|request: Request<()>| async move {
             let mut answer = Response::new(());
             answer.headers_mut().insert("seen", request.headers()[X_REQUEST_ID].clone());
-            assert_eq!(request.extensions().get::<RequestId>().unwrap().0, request.headers()[X_REQUEST_ID]);
+            let arrival = request.extensions().get::<Arrival>().unwrap();
+            assert_eq!(arrival.notes.id(), Some(&request.headers()[X_REQUEST_ID]));
             Ok::<_, Refusal>(answer)
         });
         let answer = RequestIdLayer::new(Config::default()).layer(app).oneshot(request).await.unwrap();

@@ -274,7 +274,7 @@ mod tests {
 
     async fn send(config: Config, content_type: &str, body: &str) -> Result<(), Refusal> {
         let app = service_fn(|_: Request<Complete>| async { Ok::<_, Refusal>(Response::new(())) });
-        let content = Content::Memory(Bytes::copy_from_slice(body.as_bytes()));
+        let content = Content::Memory(Bytes::copy_from_slice(body.as_bytes()).into());
         let request = fixture::arrived("/").header("content-type", content_type).body(Complete::for_test(content)).unwrap();
         ShieldBodyLayer::new(config).layer(app).oneshot(request).await.map(drop)
     }
@@ -330,7 +330,7 @@ mod tests {
         let part = "--b\r\nContent-Disposition: form-data; name=\"x\"; filename=\"y\"\r\n\r\n".to_owned() + &"z".repeat(200_000) + "\r\n";
         for (body, fits) in [(part.repeat(3) + "--b--\r\n", true), (part.repeat(3), false), (part.repeat(129) + "--b--\r\n", false)] {
             let request = fixture::arrived("/").header("content-type", MULTIPART);
-            let request = request.body(Complete::for_test(Content::Memory(Bytes::new()))).unwrap();
+            let request = request.body(Complete::for_test(Content::Memory(Bytes::new().into()))).unwrap();
             let mut judge = Judge::of(&Config::default(), &request).unwrap();
             let bytes = body.as_bytes();
             let read_at = |offset: u64, into: &mut [u8]| {

@@ -26,7 +26,7 @@ use crate::{
         body::{Received, Relay},
     },
     layers::{
-        Layers, answer, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
+        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
         relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
     },
     log::{Level, Recorder, event},
@@ -324,6 +324,7 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         shield_body: shield_body::ShieldBodyLayer::new(config.shield),
         in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
         conceal: conceal::ConcealLayer::new(config.conceal.clone()),
+        backtrace: backtrace::BacktraceLayer::new(config.backtrace),
         canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
     }
 }

@@ -224,18 +224,6 @@ impl Palisade {
         within(PATIENCE, &format!("{what}, in {:?}", self.dir.path()), || self.log().into_iter().find(|line| wanted(line)))
     }
 
-    /// Whether such an access log line comes within two seconds.
-    pub fn log_has_soon(&self, wanted: impl Fn(&Value) -> bool) -> bool {
-        let start = std::time::Instant::now();
-        while start.elapsed() < std::time::Duration::from_secs(2) {
-            if self.log().iter().any(&wanted) {
-                return true;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        false
-    }
-
     /// Waits until no more descriptors are open than `before`.
     pub fn descriptors_return_to(&self, before: usize) {
         eventually(&format!("descriptors return to {before}"), || (self.process.descriptors() <= before).then_some(()));

@@ -71,7 +71,8 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     let (mut parts, ()) = Request::new(()).into_parts();
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
-    parts.headers.reserve(head.fields.len());
+    // Room for what the layers add, so that the map never grows.
+    parts.headers.reserve(head.fields.len().saturating_add(ADDED));
     for field in &head.fields {
         let name = HeaderName::from_bytes(field.name.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G9))?;
         let value = HeaderValue::from_maybe_shared(slice(field.value)).map_err(|_| Refusal::BadFraming(Rule::G2))?;
@@ -87,6 +88,9 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     let keep = !head.close && (!is_old || head.keep_alive);
     Ok(Arrived { parts, framing: head.framing, expects_continue: head.expect_continue && !is_old, is_head, is_old, keep })
 }
+
+/// Fields that layers add to a request or to its answer, which takes over the map.
+const ADDED: usize = 12;
 
 thread_local! {
     static HEAD: RefCell<Head> = RefCell::new(Head::new());

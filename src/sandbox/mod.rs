@@ -119,7 +119,8 @@ impl Confinement {
     }
 
     fn confine(&mut self, reach: &Reach) -> Result<(), Problem> {
-        let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+        let none =
+            CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
         let capabilities = clear_ambient_capability_set().and_then(|()| set_capabilities(None, none));
         self.note(Part::Capabilities, capabilities, "start Palisade where prctl(2) and capset(2) are allowed")?;
         // After the change of user, which sets it back.

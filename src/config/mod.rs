@@ -85,7 +85,7 @@ pub struct Config {
     pub sensitive: sensitive::Config,
     /// Debug pages and traces in errors.
     pub backtrace: backtrace::Config,
-    /// What Rack can take.
+    /// What Rack can take, each part with a mode of its own.
     pub shield: shield_config::Config,
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
     pub rate_limit: Vec<rate_rule::RuleConfig>,

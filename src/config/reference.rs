@@ -57,6 +57,9 @@ fn shape(node: &Value) -> Shape<'_> {
 impl Page {
     fn table(&mut self, node: &Value, path: &str, values: &Value) {
         let Some(keys) = properties(node) else { return };
+        if !keys.values().any(|node| matches!(shape(node), Shape::Value)) {
+            self.line("");
+        }
         for (key, node) in keys.iter().filter(|(_, node)| matches!(shape(node), Shape::Value)) {
             self.about(node, "# ");
             match values.get(key) {

@@ -25,7 +25,6 @@ pub struct RuleConfig {
     /// The name in logs, metrics and the administration.
     pub name: Box<str>,
     /// What counts: `severe`, a refusal by its label (`rate_limited`), or an answer by its status (`status:404`).
-    #[schemars(with = "OneOrMany<String>")]
     pub on: OneOrMany<Trigger>,
     /// How many in how long lead to a ban. Default: `20/min`.
     #[serde(default = "threshold")]

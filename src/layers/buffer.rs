@@ -90,7 +90,7 @@ pub struct Policy {
 
 impl Complete {
     /// Its length in bytes; `None` where the client sent no body at all.
-    pub fn len(&self) -> Option<u64> {
+    pub fn length(&self) -> Option<u64> {
         match &self.content {
             Content::None => None,
             Content::Memory(bytes) => Some(bytes.len() as u64),
@@ -208,7 +208,7 @@ where
         };
         let complete = Complete { content, slot: None };
         if let Some(arrival) = arrival {
-            arrival.notes.body_length(complete.len().unwrap_or(0));
+            arrival.notes.body_length(complete.length().unwrap_or(0));
             arrival.notes.mark(Moment::Complete);
         }
         Buffered::Direct { future: self.inner.call(Request::from_parts(parts, complete)) }
@@ -250,7 +250,7 @@ struct Taken {
 
 async fn take_in(body: Received, policy: &Policy, client: ClientKey, limit: u64) -> Taken {
     let now = policy.sweep.now();
-    let pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
+    let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
     let mut intake = Intake { body, pace, beat: policy.sweep.enrol(pace.deadline(now)), piece: BytesMut::new(), read: 0, limit };
     let content = intake.collect(policy, client).await;
     Taken { content, read: intake.read }

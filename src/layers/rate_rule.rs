@@ -14,14 +14,12 @@ use crate::units::{Mode, OneOrMany, Rate};
 #[serde(deny_unknown_fields)]
 pub struct RuleConfig {
     /// The name in logs, metrics and the RateLimit fields: letters, digits, `-` and `_`.
-    #[schemars(with = "String")]
     pub name: Name,
     /// Which requests count. Default: all.
     #[serde(rename = "match", default)]
     pub matches: Match,
     /// What is counted by, together. Default: `ip`. A request that lacks a header or cookie of the key is not counted.
     #[serde(default = "by_ip")]
-    #[schemars(with = "OneOrMany<String>")]
     pub key: OneOrMany<KeyPart>,
     /// How many requests in how long, such as `10/min`.
     pub rate: Rate,

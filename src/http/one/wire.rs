@@ -206,7 +206,7 @@ impl Outgoing {
     }
 
     /// How many bytes are left.
-    pub fn len(&self) -> usize {
+    pub fn left(&self) -> usize {
         self.head.len().saturating_add(self.data.len())
     }
 

@@ -38,6 +38,12 @@ impl Stream {
         Stream { transport, protocol, http2 }
     }
 
+    /// A plain connection for the tests of what comes behind.
+    #[cfg(test)]
+    pub fn of_unix(stream: UnixStream) -> Self {
+        Stream { transport: Transport::Unix(stream), protocol: Protocol::Http, http2: true }
+    }
+
     /// What its listener serves.
     pub fn protocol(&self) -> Protocol {
         self.protocol

@@ -5,6 +5,9 @@
 
 pub mod arrival;
 pub mod body;
+mod extended_connect;
+#[cfg(test)]
+mod fixture;
 pub mod frames;
 pub mod one;
 pub mod two;

@@ -22,7 +22,7 @@ use tower_service::Service;
 
 use super::{
     field_policy::{Kind, imitates_framing, is_protected, is_trust, kind},
-    handshake::{self, Upgrade},
+    handshake::{self, Extended, Upgrade},
     outcome::Decided,
     path_policy::PathPolicy,
     target_view,
@@ -192,9 +192,16 @@ impl Config {
     fn fields(&self, head: &mut Parts, notes: &Notes) -> Result<bool, Refusal> {
         let two = head.version == Version::HTTP_2;
         let options = if two { Options::default() } else { connection_options(&head.headers)? };
-        let websocket = options.upgrade
-            && handshake::is_websocket(&head.method, head.version, &head.headers)
-            && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        let extended = two && head.extensions.get::<Extended>().is_some();
+        let well_formed = match extended {
+            true => handshake::is_extended(&head.method, &head.headers),
+            false => options.upgrade && handshake::is_websocket(&head.method, head.version, &head.headers),
+        };
+        let websocket = well_formed && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        if extended && !websocket {
+            // It cannot go on as a plain request: its client would read any success as an open tunnel.
+            return Err(Refusal::Denied(Rule::T12));
+        }
         let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
         let repeated = head.headers.keys_len() < head.headers.len();
         let mut cookies = 0_usize;
@@ -240,6 +247,9 @@ impl Config {
         }
         for name in options.named {
             head.headers.remove(name);
+        }
+        if extended {
+            handshake::complete(&mut head.headers);
         }
         if cookies > 1 {
             join_cookies(&mut head.headers)?;

@@ -5,6 +5,7 @@
 
 mod assembly;
 mod figures;
+pub mod rehearsal;
 mod serve;
 
 use std::{fmt, io, sync::Arc, time::Duration};

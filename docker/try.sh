@@ -2,7 +2,7 @@
 # Tries the image for real: a podman pod with Debian's Puma and Palisade over unix sockets in a shared volume, both with a
 # read-only root, without capabilities, as user 65532. As root, on Debian:
 #   apt-get install --no-install-recommends podman buildah runc catatonit debootstrap
-#   docker/try.sh
+#   docker/try.sh [STATIC-BINARY]      builds one if none is given
 # The root folder of Puma's image is kept in PALISADE_TRY_DIR (default: a folder in /var/tmp) for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,12 +23,16 @@ cleanup() {
 trap cleanup EXIT
 
 echo "== the static binary"
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target"
-binary=${CARGO_TARGET_DIR:-target}/$target/release/palisade
+binary=${1:-}
+if [ -z "$binary" ]; then
+  RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target"
+  binary=${CARGO_TARGET_DIR:-target}/$target/release/palisade
+fi
 ldd "$binary" 2>&1 | grep -q "statically linked" || { echo "$binary is not static" >&2; exit 1; }
 
 echo "== the image of Palisade"
-cp docker/Containerfile "$binary" "$work/"
+cp docker/Containerfile "$work/"
+cp "$binary" "$work/palisade"
 buildah bud --quiet --isolation chroot -f "$work/Containerfile" -t localhost/palisade:try "$work" >/dev/null
 
 echo "== the image of Debian's Puma"

@@ -123,7 +123,10 @@ impl Rules {
         }
         let address = match address == client.ip {
             true => client.text.get_or_init(|| text_of(address)).clone(),
-            false => text_of(address),
+            false => {
+                arrival.notes.attribute(address);
+                text_of(address)
+            }
         };
         let headers = &mut head.headers;
         if let Some(host) = headers.get(HOST).cloned() {

@@ -18,6 +18,7 @@ use crate::{
         tls::Terminator,
     },
     admin,
+    audit::Finding,
     config::Config,
     drain::{Drain, Phase},
     http::{
@@ -30,6 +31,7 @@ use crate::{
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
+    sandbox::Confinement,
     upstream::Puma,
 };
 
@@ -196,6 +198,11 @@ impl<S: Clone, R: Clone> House<S, R> {
         }
     }
 
+    /// Shows what the process has given up, and what was found about Puma.
+    pub fn show(&self, confinement: Confinement, findings: Vec<Finding>) {
+        figures::register_start(&self.metrics, confinement, findings);
+    }
+
     /// Accepts no more; connections end with the answer that they are at.
     pub fn close(&self) {
         self.drain.close();
@@ -262,7 +269,11 @@ impl Listeners {
     {
         let mut tasks = Vec::new();
         if let Some(admin) = self.admin {
-            tasks.push(tokio::spawn(admin.serve(Arc::new(house.admin()))));
+            let admin = admin.serve(Arc::new(house.admin()));
+            tasks.push(tokio::spawn(async move {
+                let Err(error) = admin.await;
+                event(Level::Error, "the admin listener does not serve", &[("error", &error)]);
+            }));
         }
         for bound in self.bound {
             let (gate, closing) = (Arc::clone(&house.gate), house.drain.closing());

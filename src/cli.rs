@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -17,6 +17,7 @@ use crate::{
     admin,
     audit::{self, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
+    explain,
     run::{StartError, run},
     upstream::connect::Address,
 };
@@ -60,6 +61,14 @@ enum Command {
         /// From which severity on the exit code is 6; else `audit.fail_on` of the configuration.
         #[arg(long, value_enum)]
         fail_on: Option<FailOn>,
+    },
+    /// Tells what becomes of a request, by which rule, and what Puma would get of it.
+    Explain {
+        /// The bytes of one connection, one request or several; else standard input.
+        file: Option<PathBuf>,
+        /// As one JSON object for each request, a line each.
+        #[arg(long)]
+        json: bool,
     },
     /// Asks a running Palisade whether it is ready, for the health check of a container.
     Healthcheck,
@@ -105,6 +114,7 @@ enum Failure {
     Upstream(String),
     Found,
     NotReady(String),
+    Input(String),
     Output(io::Error),
 }
 
@@ -117,6 +127,7 @@ impl Arguments {
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),
             Some(Command::Audit { dir, format, fail_on }) => self.load().and_then(|loaded| audit(&loaded.config, dir, *format, *fail_on)),
+            Some(Command::Explain { file, json }) => self.load().and_then(|loaded| explain(loaded.config, file.as_deref(), *json)),
             Some(Command::Healthcheck) => {
                 self.load().and_then(|loaded| admin::probe(&loaded.config.admin.listen).map_err(Failure::NotReady))
             }
@@ -145,7 +156,7 @@ impl Failure {
         match self {
             Failure::Configuration(invalid) => invalid.exit_code(),
             Failure::Start(error) => error.exit_code(),
-            Failure::Output(_) => 1,
+            Failure::Input(_) | Failure::Output(_) => 1,
             Failure::Upstream(_) => 5,
             Failure::Found => audit::FOUND,
             Failure::Certificate(_) => 7,
@@ -160,7 +171,7 @@ impl fmt::Display for Failure {
             Failure::Configuration(invalid) => invalid.fmt(f),
             Failure::Start(error) => error.fmt(f),
             Failure::Certificate(problem) => write!(f, "{}: {}\n  remedy: {}", problem.place, problem.cause, problem.remedy),
-            Failure::Upstream(words) | Failure::NotReady(words) => f.write_str(words),
+            Failure::Upstream(words) | Failure::NotReady(words) | Failure::Input(words) => f.write_str(words),
             Failure::Found => Ok(()),
             Failure::Output(error) => error.fmt(f),
         }
@@ -214,6 +225,18 @@ fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(Failure::Output(error)),
     }
+}
+
+fn explain(config: Config, file: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let (name, bytes) = match file.filter(|file| *file != Path::new("-")) {
+        Some(file) => (file.display().to_string(), std::fs::read(file)),
+        None => {
+            let mut bytes = Vec::new();
+            ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
+        }
+    };
+    let all = bytes.and_then(|bytes| explain::explain(config, bytes)).map_err(|error| Failure::Input(format!("{name}: {error}")))?;
+    print(&if json { explain::lines(&all) } else { explain::text(&all) })
 }
 
 fn version(json: bool) -> String {

@@ -34,7 +34,8 @@ pub enum Transport {
 }
 
 impl Stream {
-    pub(super) fn new(transport: Transport, protocol: Protocol, http2: bool) -> Self {
+    /// A connection after its greeting.
+    pub fn new(transport: Transport, protocol: Protocol, http2: bool) -> Self {
         Stream { transport, protocol, http2 }
     }
 

@@ -75,6 +75,11 @@ impl Canonical {
         self.idempotent
     }
 
+    /// The method is one that every Puma serves. What Puma refuses by itself it answers only on a new connection.
+    pub fn is_usual(&self) -> bool {
+        USUAL.iter().any(|method| self.head.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
+    }
+
     /// Asks for WebSocket: 101 is an answer to it.
     pub fn wants_upgrade(&self) -> bool {
         self.upgrade
@@ -264,6 +269,8 @@ const NAME: [bool; 256] = {
     table
 };
 const CRLF: &[u8] = b"\r\n";
+/// Methods of RFC 9110 and RFC 5789 that pass `normalize`; from 6.3 on Puma answers 501 to what it does not know.
+const USUAL: [&str; 7] = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"];
 /// Bodies up to here are worth a copy, as they save a system call (16 KiB).
 const SMALL_BODY: usize = 16 * 1024;
 /// A field of usual length; a head of longer ones grows once or twice.

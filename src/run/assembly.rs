@@ -78,14 +78,14 @@ pub struct House<S, R> {
 }
 
 /// The parts that layers share with the rest and keep over a reload.
-struct Shared<'a> {
-    store: &'a Arc<Store>,
-    sweep: &'a Arc<Sweep>,
-    recorder: &'a Arc<Recorder>,
-    pages: &'a Arc<answer::Pages>,
-    bans: Arc<ban::Bans>,
-    rates: Arc<rate::Limits>,
-    slots: &'a Slots,
+pub(super) struct Shared<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) sweep: &'a Arc<Sweep>,
+    pub(super) recorder: &'a Arc<Recorder>,
+    pub(super) pages: &'a Arc<answer::Pages>,
+    pub(super) bans: Arc<ban::Bans>,
+    pub(super) rates: Arc<rate::Limits>,
+    pub(super) slots: &'a Slots,
 }
 
 impl<S: Clone, R: Clone> House<S, R> {
@@ -298,7 +298,7 @@ impl Drop for Serving {
     }
 }
 
-fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
+pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
     let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
     let policy = buffer::Policy::new(
         config.buffer.clone(),
@@ -329,7 +329,7 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
     }
 }
 
-fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
+pub(super) fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
     Site {
         limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
         timeouts: config.timeouts.clone(),

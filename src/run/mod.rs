@@ -7,6 +7,7 @@ mod assembly;
 mod exposure;
 mod figures;
 mod notify;
+pub mod rehearsal;
 mod serve;
 
 use std::{fmt, io, sync::Arc, time::Duration};

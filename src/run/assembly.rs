@@ -75,6 +75,8 @@ pub struct House<S, R> {
     rates: ArcSwap<rate::Limits>,
     slots: Slots,
     makers: Makers<S, R>,
+    /// Puma is ours: it is there once it says so itself.
+    awaits_puma: bool,
 }
 
 /// The parts that layers share with the rest and keep over a reload.
@@ -90,7 +92,7 @@ pub(super) struct Shared<'a> {
 
 impl<S: Clone, R: Clone> House<S, R> {
     /// Builds everything, within the runtime.
-    pub fn build(config: &Config, makers: Makers<S, R>) -> Result<Self, StartError> {
+    pub fn build(config: &Config, makers: Makers<S, R>, awaits_puma: bool) -> Result<Self, StartError> {
         let tls = match config.tls.is_on() {
             true => Some(Arc::new(Terminator::load(&config.tls).map_err(StartError::Certificate)?)),
             false => None,
@@ -146,6 +148,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             rates: ArcSwap::new(rates),
             slots,
             makers,
+            awaits_puma,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
         Ok(house)
@@ -230,10 +233,11 @@ impl<S: Clone, R: Clone> House<S, R> {
     /// What the admin pages show.
     pub fn admin(&self) -> admin::Admin {
         let (puma, capacity, drain) = (self.puma.clone(), self.puma.clone(), Arc::clone(&self.drain));
+        let awaits_puma = self.awaits_puma;
         admin::Admin {
             metrics: Arc::clone(&self.metrics),
             ready: Box::new(move || match drain.phase() {
-                Phase::Serving if puma.figures().away => Err("upstream_down"),
+                Phase::Serving if puma.figures().away || awaits_puma && !puma.has_booted() => Err("upstream_down"),
                 Phase::Serving => Ok(()),
                 Phase::Leaving | Phase::Closing => Err("draining"),
             }),

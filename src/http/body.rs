@@ -30,6 +30,10 @@ pub enum Received {
 pub trait Absorb {
     /// Takes in what Puma has sent, as far as the budget allows; registers for more.
     fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>);
+
+    /// Takes the end of the last piece back, as the client has no room for it; it comes again. What cannot be taken back
+    /// is returned.
+    fn give_back(self: Pin<&mut Self>, rest: Bytes) -> Option<Bytes>;
 }
 
 /// The body of an answer as the fronts get it.

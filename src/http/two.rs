@@ -75,7 +75,7 @@ where
         }
         let now = beat.now();
         let is_old = now.saturating_sub(born) >= site.timeouts.connection_age.as_millis();
-        if !is_leaving && (is_old || sites.is_draining()) {
+        if !is_leaving && (is_old || sites.is_draining() || site.overload.ends_connections()) {
             is_leaving = true;
             connection.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();

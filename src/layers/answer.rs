@@ -233,6 +233,13 @@ impl<B: Absorb> Absorb for Answered<B> {
             AnsweredParts::Inner { body } => body.poll_absorb(cx),
         }
     }
+
+    fn give_back(self: Pin<&mut Self>, bytes: Bytes) -> Option<Bytes> {
+        match self.project() {
+            AnsweredParts::Ours { .. } => Some(bytes),
+            AnsweredParts::Inner { body } => body.give_back(bytes),
+        }
+    }
 }
 
 /// The answer to bytes that never became a request: nothing is known of what the client prefers.

@@ -32,6 +32,8 @@ pub struct Backlog {
     fresh: BytesMut,
     written: u64,
     read: u64,
+    /// Bytes of the last piece that can be given back.
+    returnable: u64,
     reserved: Reserved,
     work: Work,
     has_failed: bool,
@@ -48,7 +50,7 @@ impl Backlog {
     /// An empty one; the file is made when it is needed.
     pub fn new(store: Arc<Store>, dir: PathBuf, client: ClientKey) -> Self {
         let reserved = store.disk.open_for(client);
-        Backlog { store, dir, file: None, fresh: BytesMut::new(), written: 0, read: 0, reserved, work: Work::None, has_failed: false }
+        Backlog { store, dir, file: None, fresh: BytesMut::new(), written: 0, read: 0, returnable: 0, reserved, work: Work::None, has_failed: false }
     }
 
     /// Whether more may be added now.
@@ -81,6 +83,21 @@ impl Backlog {
         }));
     }
 
+    /// Takes the end of the last piece back; false where its place is taken by what came later.
+    pub fn give_back(&mut self, rest: &Bytes) -> bool {
+        let length = rest.len() as u64;
+        if length <= self.returnable {
+            self.returnable = self.returnable.saturating_sub(length);
+            self.read = self.read.saturating_sub(length);
+            return true;
+        }
+        let is_empty = self.fresh.is_empty() && self.read >= self.written && matches!(self.work, Work::None);
+        if is_empty {
+            self.add(rest);
+        }
+        is_empty
+    }
+
     /// Waits for a write to end; a read is the client's affair.
     pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Work::Writing(result) = &mut self.work else { return Poll::Ready(()) };
@@ -106,10 +123,8 @@ impl Backlog {
                 let bytes = finished(ready!(Pin::new(result).poll(cx)));
                 self.work = Work::None;
                 let Ok(bytes) = bytes else { return Poll::Ready(Err(Refusal::BufferFull)) };
-                self.read = self.read.saturating_add(bytes.len() as u64);
-                if self.read >= self.written {
-                    self.rewind();
-                }
+                self.returnable = bytes.len() as u64;
+                self.read = self.read.saturating_add(self.returnable);
                 return Poll::Ready(Ok(Some(bytes)));
             }
             let waiting = self.written.saturating_sub(self.read);
@@ -123,14 +138,17 @@ impl Backlog {
                         Ok(bytes.into())
                     }));
                 }
-                Some(_) | None => return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty()))),
+                Some(_) | None => {
+                    self.rewind();
+                    return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty())));
+                }
             }
         }
     }
 
     /// The client has caught up: the file is empty again, and its budget free.
     fn rewind(&mut self) {
-        (self.written, self.read, self.file) = (0, 0, None);
+        (self.written, self.read, self.returnable, self.file) = (0, 0, 0, None);
         self.reserved.clear();
     }
 }

@@ -169,6 +169,16 @@ impl<B: Absorb> Absorb for Recorded<B> {
     fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
         self.project().inner.poll_absorb(cx);
     }
+
+    fn give_back(self: Pin<&mut Self>, rest: Bytes) -> Option<Bytes> {
+        let this = self.project();
+        let length = rest.len() as u64;
+        let kept = this.inner.give_back(rest);
+        if let (Some(pending), None) = (this.pending, &kept) {
+            pending.entry.bytes_out = pending.entry.bytes_out.saturating_sub(length);
+        }
+        kept
+    }
 }
 
 /// A request that has not ended yet. Dropping it is its end.

@@ -176,7 +176,10 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                 return;
             };
             if self.backlog.is_none() && self.queued >= IN_MEMORY {
-                self.backlog = Some(Backlog::new(Arc::clone(&self.layer.store), self.layer.config.dir.clone(), self.client));
+                let mut backlog = Backlog::new(Arc::clone(&self.layer.store), self.layer.config.dir.clone(), self.client);
+                self.queue.drain(..).for_each(|piece| backlog.add(&piece));
+                self.queued = 0;
+                self.backlog = Some(backlog);
             }
             if self.backlog.as_ref().is_some_and(|backlog| !backlog.has_room()) {
                 return;
@@ -200,6 +203,21 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                 }
             }
         }
+    }
+
+    /// What the client had no room for: it waits where it came from, so that a slow reader holds no piece in memory.
+    fn give_back(&mut self, rest: Bytes) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_add(rest.len() as u64);
+        }
+        if let Some(backlog) = &mut self.backlog
+            && self.queue.is_empty()
+            && backlog.give_back(&rest)
+        {
+            return;
+        }
+        self.queued = self.queued.saturating_add(rest.len());
+        self.queue.push_front(rest);
     }
 
     /// The next piece for the client.
@@ -306,6 +324,16 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorb for Relayed<B> {
         match self.get_mut() {
             Relayed::Live(absorber) => absorber.poll_absorb(cx),
             Relayed::Whole(_) | Relayed::Pumped { .. } => {}
+        }
+    }
+
+    fn give_back(self: Pin<&mut Self>, rest: Bytes) -> Option<Bytes> {
+        match self.get_mut() {
+            Relayed::Live(absorber) => {
+                absorber.give_back(rest);
+                None
+            }
+            Relayed::Whole(_) | Relayed::Pumped { .. } => Some(rest),
         }
     }
 }

@@ -85,6 +85,8 @@ pub async fn send<B: Relay>(wire: &mut Wire, response: Response<B>, shape: Shape
         in_chunk: false,
         is_last: false,
         pace: None,
+        until: u64::MAX,
+        is_blocked: false,
         stall: timeouts.write_stall,
         rates,
     };
@@ -114,6 +116,10 @@ struct Sending<'a> {
     in_chunk: bool,
     is_last: bool,
     pace: Option<Pace>,
+    /// When the client is too slow, as of the last bytes that it took.
+    until: u64,
+    /// The socket has no room, and what is staged went back to the body.
+    is_blocked: bool,
     stall: Deadline,
     rates: &'a Rates,
 }
@@ -127,7 +133,7 @@ impl Sending<'_> {
         at: SystemTime,
     ) -> Poll<Result<(), End>> {
         loop {
-            let drained = self.poll_out(cx);
+            let drained = self.poll_out(cx, body.as_mut());
             if drained.is_pending() {
                 body.as_mut().poll_absorb(cx);
             }
@@ -149,8 +155,8 @@ impl Sending<'_> {
     }
 
     /// Takes the next piece of the body and puts it into its frame. `None` when Puma has the turn.
-    fn stage<B: Relay>(&mut self, cx: &mut Context<'_>, body: Pin<&mut B>, text: &mut Vec<u8>) -> Poll<Result<Option<()>, End>> {
-        let next = if self.frame == Frame::Nothing { Poll::Ready(None) } else { poll_data(body, cx) };
+    fn stage<B: Relay>(&mut self, cx: &mut Context<'_>, mut body: Pin<&mut B>, text: &mut Vec<u8>) -> Poll<Result<Option<()>, End>> {
+        let next = if self.frame == Frame::Nothing { Poll::Ready(None) } else { poll_data(body.as_mut(), cx) };
         let mut data = Bytes::new();
         match next {
             Poll::Ready(Some(Ok(piece))) => {
@@ -178,7 +184,15 @@ impl Sending<'_> {
                 Poll::Pending => 0,
             };
             let rest = text.get(sent..).unwrap_or_default();
-            self.out.head = if rest.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(rest) };
+            if rest.is_empty() {
+                self.keeps_up();
+            } else if !self.gives_back() || rest.len() > data.len() {
+                self.out.head = Bytes::copy_from_slice(rest);
+            } else {
+                let rest = data.slice(data.len().saturating_sub(rest.len())..);
+                self.slowed(sent);
+                self.give_back(body, rest);
+            }
         } else {
             self.out = Outgoing { head: Bytes::copy_from_slice(text), data };
         }
@@ -218,8 +232,55 @@ impl Sending<'_> {
         Poll::Ready(Ok(None))
     }
 
+    /// Where a piece may end anywhere, the rest of one that the client does not take need not be held here.
+    fn gives_back(&self) -> bool {
+        match self.frame {
+            Frame::Length(_) | Frame::Close => true,
+            Frame::Chunks | Frame::Nothing => false,
+        }
+    }
+
+    fn give_back<B: Relay>(&mut self, body: Pin<&mut B>, rest: Bytes) {
+        let length = rest.len() as u64;
+        match body.give_back(rest) {
+            Some(kept) => self.out.data = kept,
+            None => {
+                self.left = self.left.saturating_add(length);
+                self.is_last = false;
+                self.is_blocked = true;
+            }
+        }
+    }
+
+    /// The client has taken all that was staged.
+    fn keeps_up(&mut self) {
+        if self.pace.take().is_some() {
+            self.wire.beat.unlimited();
+        }
+    }
+
+    /// The client took only so much.
+    fn slowed(&mut self, moved: usize) {
+        let now = self.wire.beat.now();
+        let is_new = self.pace.is_none();
+        let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));
+        pace.moved(moved);
+        if is_new || moved > 0 {
+            self.until = pace.deadline(now);
+            self.wire.beat.advance(moved as u64);
+        }
+        self.wire.beat.until(self.until);
+    }
+
     /// Hands to the socket what is staged; the pace runs only while the client does not take it.
-    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_out<B: Relay>(&mut self, cx: &mut Context<'_>, body: Pin<&mut B>) -> Poll<Result<(), End>> {
+        if self.is_blocked {
+            if let Err(ended) = ready!(self.wire.poll_writable(cx)) {
+                return Poll::Ready(Err(end_of(ended)));
+            }
+            self.is_blocked = false;
+            return Poll::Ready(Ok(()));
+        }
         let before = self.out.left();
         let sent = self.wire.poll_send(cx, &mut self.out);
         let sent = match sent {
@@ -228,21 +289,17 @@ impl Sending<'_> {
         };
         match sent {
             Poll::Ready(Ok(())) => {
-                if self.pace.take().is_some() {
-                    self.wire.beat.unlimited();
+                if before > 0 || self.is_last {
+                    self.keeps_up();
                 }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(ended)) => Poll::Ready(Err(end_of(ended))),
             Poll::Pending => {
-                let now = self.wire.beat.now();
-                let moved = before.saturating_sub(self.out.left());
-                let is_new = self.pace.is_none();
-                let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));
-                pace.moved(moved);
-                if is_new || moved > 0 {
-                    self.wire.beat.until(pace.deadline(now));
-                    self.wire.beat.advance(moved as u64);
+                self.slowed(before.saturating_sub(self.out.left()));
+                if self.gives_back() && self.out.head.is_empty() && !self.out.data.is_empty() {
+                    let rest = std::mem::take(&mut self.out.data);
+                    self.give_back(body, rest);
                 }
                 Poll::Pending
             }

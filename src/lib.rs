@@ -12,6 +12,7 @@ pub mod http;
 pub mod layers;
 pub mod log;
 pub mod metrics;
+pub mod overload;
 pub mod puma;
 pub mod refusal;
 pub mod run;

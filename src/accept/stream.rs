@@ -71,6 +71,15 @@ impl Stream {
         tcp.set_zero_linger().unwrap_or_default();
     }
 
+    /// Waits until the socket has room, which a write that found none has made it forget.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.transport {
+            Transport::Tcp(s) => s.poll_write_ready(cx),
+            Transport::Tls(s) => s.get_ref().0.poll_write_ready(cx),
+            Transport::Unix(s) => s.poll_write_ready(cx),
+        }
+    }
+
     /// Reads what is there without registering for more. Under TLS always `WouldBlock`: what is there is known after decryption
     /// only, so `poll_read` has to be asked.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {

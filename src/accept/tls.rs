@@ -31,7 +31,7 @@ pub struct Config {
     /// would cost it a round trip. Default: X25519MLKEM768, X25519, secp256r1, secp384r1.
     pub key_exchange: OneOrMany<KeyExchange>,
     /// Refuse handshakes that name no host, or none that a certificate has. Without it the first certificate answers them, and tells
-    /// every scanner its names. Default: true.
+    /// every scanner its names; but a client that comes by address names no host. Default: false.
     pub strict_sni: bool,
     /// Short for one entry in `certificate`.
     pub cert_file: Option<PathBuf>,

@@ -169,11 +169,8 @@ impl Bench {
         let beat = sweep.enrol(u64::MAX);
         let (stream, site) = (Stream::of_unix(far), Arc::clone(&sites));
         let who = Arc::new(Client::local());
-        let task = if is_two {
-            tokio::spawn(two::serve(site, stream, who, beat))
-        } else {
-            tokio::spawn(one::serve(site, stream, who, beat))
-        };
+        let task =
+            if is_two { tokio::spawn(two::serve(site, stream, who, beat)) } else { tokio::spawn(one::serve(site, stream, who, beat)) };
         let ticking = Arc::clone(&sweep);
         let ticker = tokio::spawn(async move {
             loop {

@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::{
     budget::Reserved,
+    route::BodyLimit,
     slots::Slot,
     spill::{Config, Spilled, Store},
 };
@@ -178,7 +179,7 @@ where
     fn call(&mut self, request: Request<Received>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let arrival = parts.extensions.get::<Arrival>();
-        let limit = self.policy.limit.0;
+        let limit = parts.extensions.get::<BodyLimit>().map_or(self.policy.limit.0, |route| route.0);
         if http_body::Body::size_hint(&body).lower() > limit {
             return Buffered::Refused { refusal: Some(Refusal::BodyTooLarge) };
         }

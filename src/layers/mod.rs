@@ -38,6 +38,7 @@ pub mod redirect;
 pub mod relay;
 pub mod request_id;
 pub mod request_start;
+pub mod route;
 pub mod sensitive;
 pub mod shield;
 pub mod shield_body;
@@ -77,6 +78,8 @@ pub struct Layers {
     pub sensitive: sensitive::SensitiveLayer,
     /// `[framing]`.
     pub normalize: normalize::NormalizeLayer,
+    /// `[[route]]`.
+    pub route: route::RouteLayer,
     /// `[headers]`.
     pub forwarded: forwarded::ForwardedLayer,
     /// `[shield]`, the head.
@@ -121,6 +124,7 @@ where
         .layer(layers.host) // an unknown host learns nothing
         .layer(layers.sensitive) // paths that must never reach an application
         .layer(layers.normalize) // from here on there is one spelling
+        .layer(layers.route) // what holds for this path alone
         .layer(layers.forwarded) // the client's word on itself is gone, ours is set
         .layer(layers.shield) // Rack's known weak spots in fields
         .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done

@@ -220,7 +220,7 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
 }
 
 /// The memory limit of this process's cgroup, or the machine's memory.
-fn available_memory() -> u64 {
+pub fn available_memory() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let cgroup = read("/sys/fs/cgroup/memory.max").or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
     let machine = std::fs::read_to_string("/proc/meminfo")

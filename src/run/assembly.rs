@@ -27,10 +27,13 @@ use crate::{
     },
     layers::{
         Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
-        redirect, relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
+        redirect, relay, request_id, route, sensitive, shield, shield_body,
+        slots::Slots,
+        spill::{Store, available_memory},
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
+    overload::Overload,
     sandbox::Confinement,
     upstream::Puma,
 };
@@ -88,6 +91,7 @@ pub(super) struct Shared<'a> {
     pub(super) bans: Arc<ban::Bans>,
     pub(super) rates: Arc<rate::Limits>,
     pub(super) slots: &'a Slots,
+    pub(super) overload: &'a Arc<Overload>,
 }
 
 impl<S: Clone, R: Clone> House<S, R> {
@@ -106,16 +110,19 @@ impl<S: Clone, R: Clone> House<S, R> {
         let pages = answer::Pages::load(&config.errors).map_err(StartError::resource("errors.dir", "name a folder that can be read"))?;
         let pages = Arc::new(pages);
         let sweep = Sweep::new();
+        let overload = Overload::new(config.overload.clone());
         let gate = Arc::new(Gate {
             timeouts: ArcSwap::from_pointee(config.timeouts.clone()),
             limits: limit::Limits::new(config.limits.connections()),
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
             sweep: Arc::clone(&sweep),
             counters: Counters::default(),
+            overload: Arc::clone(&overload),
             tls,
             report: |line| event(Level::Warn, "listener", &[("problem", &line)]),
         });
         tokio::spawn(Arc::clone(&sweep).run());
+        tokio::spawn(Arc::clone(&overload).run(available_memory()));
         let slots = Slots::new(config.queue.policy(config.upstream.hold_on_refused.get()));
         let puma = Puma::start(config.upstream.clone(), slots.clone());
         let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
@@ -129,11 +136,12 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: Arc::clone(&bans),
             rates: Arc::clone(&rates),
             slots: &slots,
+            overload: &overload,
         };
         let layers = layers(config, &shared);
         let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
-        let sites = Sites::new(site(config, (makers.stack)(layers, puma.clone()), &recorder, &bans));
-        let redirects = Sites::new(site(config, redirect, &recorder, &bans));
+        let sites = Sites::new(site(config, (makers.stack)(layers, puma.clone()), &shared));
+        let redirects = Sites::new(site(config, redirect, &shared));
         let house = House {
             sites,
             redirects,
@@ -163,6 +171,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         self.gate.timeouts.store(Arc::new(new.timeouts.clone()));
         self.gate.limits.reload(new.limits.connections());
         self.gate.trusted.store(Arc::new(new.trusted_proxies.clone()));
+        self.gate.overload.reconfigure(new.overload.clone());
         self.store.resize(&new.buffer);
         self.recorder.reload(&new.log);
         let trusted = client_address::TrustedProxies::from(&new.trusted_proxies);
@@ -170,22 +179,20 @@ impl<S: Clone, R: Clone> House<S, R> {
         if old.rate_limit != new.rate_limit || old.trusted_proxies != new.trusted_proxies {
             self.rates.store(Arc::new(rate::Limits::new(new.rate_limit.clone(), trusted)));
         }
-        let bans = self.bans.load_full();
-        let layers = layers(
-            new,
-            &Shared {
-                store: &self.store,
-                sweep: &self.gate.sweep,
-                recorder: &self.recorder,
-                pages: &self.pages,
-                bans: Arc::clone(&bans),
-                rates: self.rates.load_full(),
-                slots: &self.slots,
-            },
-        );
+        let shared = Shared {
+            store: &self.store,
+            sweep: &self.gate.sweep,
+            recorder: &self.recorder,
+            pages: &self.pages,
+            bans: self.bans.load_full(),
+            rates: self.rates.load_full(),
+            slots: &self.slots,
+            overload: &self.gate.overload,
+        };
+        let layers = layers(new, &shared);
         let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
-        self.redirects.replace(site(new, redirect, &self.recorder, &bans));
-        self.sites.replace(site(new, (self.makers.stack)(layers, self.puma.clone()), &self.recorder, &bans));
+        self.redirects.replace(site(new, redirect, &shared));
+        self.sites.replace(site(new, (self.makers.stack)(layers, self.puma.clone()), &shared));
         figures::reloaded();
         Ok(needs_restart(old, new))
     }
@@ -321,6 +328,7 @@ pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         host: host::HostLayer::new(config.host.clone(), &[]),
         sensitive: sensitive::SensitiveLayer::new(config.sensitive.clone()),
         normalize: normalize::NormalizeLayer::new(config.framing.clone()),
+        route: route::RouteLayer::new(config.route.clone(), trusted.clone(), Arc::clone(shared.overload)),
         forwarded: forwarded::ForwardedLayer::new(config.headers.forwarded(), trusted),
         shield: shield::ShieldLayer::new(config.shield),
         relay: relay::RelayLayer::new(Arc::clone(shared.store), config.buffer.clone()),
@@ -333,15 +341,16 @@ pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
     }
 }
 
-pub(super) fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
+pub(super) fn site<S>(config: &Config, stack: S, shared: &Shared<'_>) -> Site<S> {
     Site {
         limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
         timeouts: config.timeouts.clone(),
         rates: config.rates.clone(),
         tunnel_idle: config.timeouts.tunnel_idle,
         stack,
-        recorder: Arc::clone(recorder),
-        bans: Arc::clone(bans),
+        recorder: Arc::clone(shared.recorder),
+        bans: Arc::clone(&shared.bans),
+        overload: Arc::clone(shared.overload),
     }
 }
 

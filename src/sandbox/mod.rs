@@ -107,9 +107,7 @@ pub fn around_puma(loaded: &Loaded) -> Result<Confinement, Problem> {
             cause: "a process that starts Puma cannot be confined, as Puma would inherit it".into(),
             remedy: "start Puma on its own and use `palisade run`, or set server.sandbox = \"auto\"".into(),
         }),
-        Sandbox::Off | Sandbox::Auto => {
-            Ok(Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO })
-        }
+        Sandbox::Off | Sandbox::Auto => Ok(Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO }),
     }
 }
 

@@ -72,9 +72,7 @@ impl Listener {
     pub fn bind(config: &Config) -> io::Result<Option<Self>> {
         match &config.listen {
             Listen::Off => Ok(None),
-            Listen::Tcp(address) => {
-                Ok(Some(Listener::Tcp { listener: socket::tcp(*address)?, is_loopback: address.ip().is_loopback() }))
-            }
+            Listen::Tcp(address) => Ok(Some(Listener::Tcp { listener: socket::tcp(*address)?, is_loopback: address.ip().is_loopback() })),
             Listen::Unix(path) => Ok(Some(Listener::Unix(socket::unix(path)?))),
         }
     }

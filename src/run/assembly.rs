@@ -1,6 +1,10 @@
 //! From a configuration to everything that serves by it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use http::{Request, Response};
@@ -26,8 +30,8 @@ use crate::{
         body::{Received, Relay},
     },
     layers::{
-        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
-        relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
+        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
+        redirect, relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
@@ -74,6 +78,7 @@ pub struct House<S, R> {
     bans: ArcSwap<ban::Bans>,
     rates: ArcSwap<rate::Limits>,
     slots: Slots,
+    concealed: Concealed,
     makers: Makers<S, R>,
 }
 
@@ -86,6 +91,16 @@ struct Shared<'a> {
     bans: Arc<ban::Bans>,
     rates: Arc<rate::Limits>,
     slots: &'a Slots,
+    concealed: &'a Concealed,
+}
+
+/// Answers that told too much, counted over reloads.
+#[derive(Debug, Default)]
+pub struct Concealed {
+    /// In fields.
+    pub fields: Arc<AtomicU64>,
+    /// In the body of an error.
+    pub backtraces: Arc<AtomicU64>,
 }
 
 impl<S: Clone, R: Clone> House<S, R> {
@@ -119,6 +134,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
         let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
         let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
+        let concealed = Concealed::default();
         let shared = Shared {
             store: &store,
             sweep: &sweep,
@@ -127,6 +143,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: Arc::clone(&bans),
             rates: Arc::clone(&rates),
             slots: &slots,
+            concealed: &concealed,
         };
         let layers = layers(config, &shared);
         let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
@@ -145,9 +162,11 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: ArcSwap::new(bans),
             rates: ArcSwap::new(rates),
             slots,
+            concealed,
             makers,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
+        figures::register_concealed(&house.metrics, &house.concealed);
         Ok(house)
     }
 
@@ -178,6 +197,7 @@ impl<S: Clone, R: Clone> House<S, R> {
                 bans: Arc::clone(&bans),
                 rates: self.rates.load_full(),
                 slots: &self.slots,
+                concealed: &self.concealed,
             },
         );
         let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
@@ -323,8 +343,8 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         buffer: buffer::BufferLayer::new(policy),
         shield_body: shield_body::ShieldBodyLayer::new(config.shield),
         in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
-        conceal: conceal::ConcealLayer::new(config.conceal.clone()),
-        backtrace: backtrace::BacktraceLayer::new(config.backtrace),
+        conceal: conceal::ConcealLayer::new(config.conceal.clone(), Arc::clone(&shared.concealed.fields)),
+        backtrace: backtrace::BacktraceLayer::new(config.backtrace, Arc::clone(&shared.concealed.backtraces)),
         canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
     }
 }

@@ -17,12 +17,12 @@ use self::assembly::{House, Listeners, Makers, Stack};
 use crate::{
     accept::{self, listener::Inherited},
     audit,
-    config::{Config, Loaded},
+    config::{Config, Loaded, secret::Unreadable},
     drain::emptied,
     http::body::Relay,
     layers,
     log::{Level, event},
-    sandbox,
+    sandbox, upstream,
 };
 
 /// Why Palisade cannot start: place, cause, remedy, exit code.
@@ -34,6 +34,8 @@ pub enum StartError {
     Certificate(accept::Problem),
     /// Privileges cannot be given up as the configuration requires.
     Sandbox(accept::Problem),
+    /// A secret cannot be read, or others can.
+    Secret(accept::Problem),
     /// `audit.on_start` is `"block"`, and this was found.
     Audit(Vec<audit::Finding>),
     /// A file, folder or other resource is not there.
@@ -51,7 +53,7 @@ impl StartError {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Resource { .. } | StartError::Sandbox(_) => 1,
+            StartError::Resource { .. } | StartError::Sandbox(_) | StartError::Secret(_) => 1,
             StartError::Bind(_) => 4,
             StartError::Audit(_) => audit::FOUND,
             StartError::Certificate(_) => 7,
@@ -62,6 +64,12 @@ impl StartError {
         move |error| StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
     }
 
+    /// A secret is read by the user who will read it again, and its mode is looked at before anything is served by it.
+    fn token(error: Unreadable) -> Self {
+        let (cause, remedy) = (error.to_string(), error.remedy());
+        StartError::Secret(accept::Problem { place: "upstream.control_token_file".to_owned(), cause, remedy })
+    }
+
     fn resource(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| StartError::Resource { place, error, remedy }
     }
@@ -70,7 +78,9 @@ impl StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) => problem.fmt(f),
+            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) | StartError::Secret(problem) => {
+                problem.fmt(f)
+            }
             StartError::Audit(findings) => {
                 findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
                 f.write_str("audit.on_start is \"block\": repair these, waive them in audit.ignore, or set it to \"warn\"")
@@ -92,6 +102,7 @@ pub fn run(loaded: Loaded) -> Result<(), StartError> {
     // Every thread is started after this, so that it holds for all of them.
     let confinement = sandbox::enter(&loaded).map_err(StartError::Sandbox)?;
     crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
+    upstream::token(&config.upstream).map_err(StartError::token)?;
     confinement.announce();
     exposure::report(&findings);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -115,11 +115,12 @@ impl Confinement {
         };
         let micros = self.took.as_micros();
         let missing = missing.join(",");
-        event(level, "sandbox", &[("level", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
+        event(level, "sandbox", &[("reached", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
     }
 
     fn confine(&mut self, reach: &Reach) -> Result<(), Problem> {
-        let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+        let none =
+            CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
         let capabilities = clear_ambient_capability_set().and_then(|()| set_capabilities(None, none));
         self.note(Part::Capabilities, capabilities, "start Palisade where prctl(2) and capset(2) are allowed")?;
         // After the change of user, which sets it back.

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fmt,
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     accept::{self, tls::Terminator},
     admin,
-    audit::{self, Severity},
+    audit::{self, Options, Proxy, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
     exec, explain,
     run::{StartError, run, run_around},
@@ -250,7 +250,8 @@ fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option
         Some(FailOn::Never) => None,
     };
     let dir = dir.as_deref().unwrap_or(&config.app);
-    match audit::command(dir, format, least, &config.audit.ignore, &mut io::stdout().lock()) {
+    let options = Options { waivers: config.audit.ignore.clone(), proxy: proxy(config), ..Options::default() };
+    match audit::command(dir, format, least, &options, &mut io::stdout().lock()) {
         Ok(0) => Ok(()),
         Ok(_) => Err(Failure::Found),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -268,6 +269,22 @@ fn explain(config: Config, file: Option<&Path>, json: bool) -> Result<(), Failur
     };
     let all = bytes.and_then(|bytes| explain::explain(config, bytes)).map_err(|error| Failure::Input(format!("{name}: {error}")))?;
     print(&if json { explain::lines(&all) } else { explain::text(&all) })
+}
+
+/// What the audit may know of the proxy in front of the application.
+fn proxy(config: &Config) -> Proxy {
+    let is_here = |address: &Address| match address {
+        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Address::Unix(_) => true,
+    };
+    let single = config.tls.cert_file.clone().zip(config.tls.key_file.clone());
+    let listed = config.tls.certificate.iter().map(|certificate| (certificate.cert_file.clone(), certificate.key_file.clone()));
+    Proxy {
+        body_limit: Some(config.limits.body.0),
+        upstream_idle: None,
+        address: config.upstream.address.0.iter().all(is_here).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        certificates: listed.chain(single).collect(),
+    }
 }
 
 fn version(json: bool) -> String {

@@ -162,6 +162,7 @@ impl Bench {
             rates: Rates { write_min: ByteRate(500), body_min: ByteRate(500), grace },
             stack,
             recorder: Recorder::new(&log, Arc::new(Metrics::new("", "").unwrap())).unwrap(),
+            overload: crate::overload::Overload::new(crate::overload::Config::default()),
             bans: Arc::new(Bans::new(Vec::new(), TrustedProxies::default())),
         });
         let sweep = Sweep::new();

@@ -92,7 +92,7 @@ pub struct Layers {
     pub shield_body: shield_body::ShieldBodyLayer,
     /// `[queue]`.
     pub in_flight: in_flight::InFlightLayer,
-    /// `[conceal]`.
+    /// `[headers]`.
     pub conceal: conceal::ConcealLayer,
     /// `[backtrace]`.
     pub backtrace: backtrace::BacktraceLayer,
@@ -131,8 +131,8 @@ where
         .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot
         .layer(layers.shield_body) // and in complete bodies
         .layer(layers.in_flight) // the only queue
-        .layer(layers.conceal) // what the answer must not tell
-        .layer(layers.backtrace)
+        .layer(layers.conceal) // what the fields of an answer must not tell
+        .layer(layers.backtrace) // nor the body of an error
         .layer(layers.canonical) // the last word on framing
         .service(puma)
 }

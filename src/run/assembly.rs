@@ -1,6 +1,10 @@
 //! From a configuration to everything that serves by it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use http::{Request, Response};
@@ -77,6 +81,7 @@ pub struct House<S, R> {
     bans: ArcSwap<ban::Bans>,
     rates: ArcSwap<rate::Limits>,
     slots: Slots,
+    concealed: Concealed,
     makers: Makers<S, R>,
     /// Puma is ours: it is there once it says so itself.
     awaits_puma: bool,
@@ -92,6 +97,16 @@ pub(super) struct Shared<'a> {
     pub(super) rates: Arc<rate::Limits>,
     pub(super) slots: &'a Slots,
     pub(super) overload: &'a Arc<Overload>,
+    pub(super) concealed: &'a Concealed,
+}
+
+/// Answers that told too much, counted over reloads.
+#[derive(Debug, Default)]
+pub struct Concealed {
+    /// In fields.
+    pub fields: Arc<AtomicU64>,
+    /// In the body of an error.
+    pub backtraces: Arc<AtomicU64>,
 }
 
 impl<S: Clone, R: Clone> House<S, R> {
@@ -128,6 +143,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
         let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
         let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
+        let concealed = Concealed::default();
         let shared = Shared {
             store: &store,
             sweep: &sweep,
@@ -137,6 +153,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             rates: Arc::clone(&rates),
             slots: &slots,
             overload: &overload,
+            concealed: &concealed,
         };
         let layers = layers(config, &shared);
         let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
@@ -155,10 +172,12 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: ArcSwap::new(bans),
             rates: ArcSwap::new(rates),
             slots,
+            concealed,
             makers,
             awaits_puma,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
+        figures::register_concealed(&house.metrics, &house.concealed);
         Ok(house)
     }
 
@@ -188,6 +207,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             rates: self.rates.load_full(),
             slots: &self.slots,
             overload: &self.gate.overload,
+            concealed: &self.concealed,
         };
         let layers = layers(new, &shared);
         let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
@@ -335,8 +355,8 @@ pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         buffer: buffer::BufferLayer::new(policy),
         shield_body: shield_body::ShieldBodyLayer::new(config.shield),
         in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
-        conceal: conceal::ConcealLayer::new(config.conceal.clone()),
-        backtrace: backtrace::BacktraceLayer::new(config.backtrace),
+        conceal: conceal::ConcealLayer::new(config.conceal.clone(), Arc::clone(&shared.concealed.fields)),
+        backtrace: backtrace::BacktraceLayer::new(config.backtrace, Arc::clone(&shared.concealed.backtraces)),
         canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
     }
 }

@@ -19,13 +19,13 @@ use self::assembly::{House, Listeners, Makers, Stack};
 use crate::{
     accept::{self, listener::Inherited},
     audit,
-    config::{Config, Loaded},
+    config::{Config, Loaded, secret::Unreadable},
     drain::emptied,
     exec::{Plan, Supervisor},
     http::body::Relay,
     layers,
     log::{Level, event},
-    sandbox,
+    sandbox, upstream,
 };
 
 /// Why Palisade cannot start: place, cause, remedy, exit code.
@@ -37,6 +37,8 @@ pub enum StartError {
     Certificate(accept::Problem),
     /// Privileges cannot be given up as the configuration requires.
     Sandbox(accept::Problem),
+    /// A secret cannot be read, or others can.
+    Secret(accept::Problem),
     /// `audit.on_start` is `"block"`, and this was found.
     Audit(Vec<audit::Finding>),
     /// A file, folder or other resource is not there.
@@ -54,7 +56,7 @@ impl StartError {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Resource { .. } | StartError::Sandbox(_) => 1,
+            StartError::Resource { .. } | StartError::Sandbox(_) | StartError::Secret(_) => 1,
             StartError::Bind(_) => 4,
             StartError::Audit(_) => audit::FOUND,
             StartError::Certificate(_) => 7,
@@ -65,6 +67,12 @@ impl StartError {
         move |error| StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
     }
 
+    /// A secret is read by the user who will read it again, and its mode is looked at before anything is served by it.
+    fn token(error: Unreadable) -> Self {
+        let (cause, remedy) = (error.to_string(), error.remedy());
+        StartError::Secret(accept::Problem { place: "upstream.control_token_file".to_owned(), cause, remedy })
+    }
+
     fn resource(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| StartError::Resource { place, error, remedy }
     }
@@ -73,7 +81,9 @@ impl StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) => problem.fmt(f),
+            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) | StartError::Secret(problem) => {
+                problem.fmt(f)
+            }
             StartError::Audit(findings) => {
                 findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
                 f.write_str("audit.on_start is \"block\": repair these, waive them in audit.ignore, or set it to \"warn\"")
@@ -105,6 +115,7 @@ fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
     let confinement = if plan.is_none() { sandbox::enter(&loaded) } else { sandbox::around_puma(&loaded) };
     let confinement = confinement.map_err(StartError::Sandbox)?;
     crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
+    upstream::token(&config.upstream).map_err(StartError::token)?;
     confinement.announce();
     exposure::report(&findings);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -7,7 +7,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::assembly::{Shared, layers, site};
+use super::assembly::{Concealed, Shared, layers, site};
 use crate::{
     accept::pace::Sweep,
     config::Config,
@@ -64,6 +64,7 @@ where
         rates: Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted)),
         slots: &slots,
         overload: &Overload::new(config.overload.clone()),
+        concealed: &Concealed::default(),
     };
     let layers = layers(config, &shared);
     let sites = Sites::new(site(config, layers::stack(layers, puma), &shared));

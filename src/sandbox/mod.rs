@@ -127,7 +127,7 @@ impl Confinement {
         };
         let micros = self.took.as_micros();
         let missing = missing.join(",");
-        event(level, "sandbox", &[("level", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
+        event(level, "sandbox", &[("reached", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
     }
 
     fn confine(&mut self, reach: &Reach) -> Result<(), Problem> {

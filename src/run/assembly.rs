@@ -328,6 +328,8 @@ fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::
         timeouts: config.timeouts.clone(),
         rates: config.rates.clone(),
         tunnel_idle: config.timeouts.tunnel_idle,
+        // The rest of the drain is for them to say goodbye.
+        tunnel_spread: (config.server.drain.get() * 3 / 4).min(LONGEST_SPREAD),
         stack,
         recorder: Arc::clone(recorder),
         bans: Arc::clone(bans),
@@ -357,5 +359,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
+/// WebSockets end over at most this long.
+const LONGEST_SPREAD: Duration = Duration::from_secs(30);
 /// How long the end of the process waits for its log.
 const PATIENCE: Duration = Duration::from_secs(2);

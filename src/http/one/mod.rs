@@ -66,7 +66,7 @@ where
         match Box::pin(connection.exchange(wire)).await {
             Next::Request(kept) => wire = kept,
             Next::Linger(wire) => return wire.linger().await,
-            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.site).await,
+            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.sites, &connection.site).await,
             Next::Nothing => return,
         }
     }

@@ -64,10 +64,7 @@ where
         match Box::pin(connection.exchange(wire)).await {
             Next::Request(kept) => wire = kept,
             Next::Linger(wire) => return wire.linger().await,
-            Next::Tunnel(wire, far) => {
-                let (sites, idle) = (connection.sites, connection.site.tunnel_idle);
-                return upgrade::tunnel(wire, far, idle, || sites.is_draining()).await;
-            }
+            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.sites, &connection.site).await,
             Next::Nothing => return,
         }
     }

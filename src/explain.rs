@@ -201,7 +201,7 @@ impl Explained {
                     Fate::Keep => "the connection stays open",
                     Fate::Close => "the connection is closed, nothing behind it is parsed",
                 };
-                line(format_args!("verdict:   {} ({}, {status}); {fate}", self.word(), refusal.label()));
+                line(format_args!("verdict:   {} ({}, {}); {fate}", self.word(), refusal.label(), status.as_u16()));
                 match refusal.rule() {
                     Some(rule) => line(format_args!("rule:      {}", sentence(rule))),
                     None => line(format_args!("reason:    {refusal}")),
@@ -239,6 +239,7 @@ impl Explained {
                 Some(Fate::Keep) | None => "keep",
             },
             "rule": refusal.and_then(Refusal::rule).map(described),
+            "reason": refusal.map(Refusal::sentence),
             "noted": observed.iter().copied().map(described).collect::<Vec<_>>(),
             "puma_gets": self.forwarded.as_ref().map(|forwarded| latin1(&[&forwarded.head[..], &forwarded.body[..]].concat())),
         })

@@ -5,6 +5,8 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod exec;
+pub mod explain;
 pub mod guard;
 pub mod http;
 pub mod layers;

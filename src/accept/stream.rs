@@ -34,8 +34,15 @@ pub enum Transport {
 }
 
 impl Stream {
-    pub(super) fn new(transport: Transport, protocol: Protocol, http2: bool) -> Self {
+    /// A connection after its greeting.
+    pub fn new(transport: Transport, protocol: Protocol, http2: bool) -> Self {
         Stream { transport, protocol, http2 }
+    }
+
+    /// A plain connection for the tests of what comes behind.
+    #[cfg(test)]
+    pub fn of_unix(stream: UnixStream) -> Self {
+        Stream { transport: Transport::Unix(stream), protocol: Protocol::Http, http2: true }
     }
 
     /// What its listener serves.

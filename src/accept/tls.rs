@@ -260,7 +260,7 @@ impl Default for Config {
         Config {
             min_version: Version::Tls12,
             key_exchange: OneOrMany(vec![KeyExchange::X25519MLKEM768, KeyExchange::X25519, KeyExchange::Secp256r1, KeyExchange::Secp384r1]),
-            strict_sni: true,
+            strict_sni: false,
             cert_file: None,
             key_file: None,
             certificate: Vec::new(),

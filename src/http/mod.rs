@@ -5,7 +5,10 @@
 
 pub mod arrival;
 pub mod body;
-mod frames;
+mod extended_connect;
+#[cfg(test)]
+mod fixture;
+pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;

@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Site, one::wire::Wire};
+use super::one::wire::Wire;
 use crate::{accept::pace::Beat, units::Deadline};
 
 /// Puma's end of a tunnel, as an extension of the 101.
@@ -58,14 +58,15 @@ impl std::fmt::Debug for FarEnd {
 }
 
 /// Passes bytes between an HTTP/1 client and Puma until one side ends.
-pub async fn tunnel<S>(wire: Wire, far: FarEnd, site: &Site<S>) {
+pub async fn tunnel(wire: Wire, far: FarEnd, idle: Deadline, is_leaving: impl Fn() -> bool) {
     let Some(far) = far.take() else { return };
     let (stream, read_ahead, beat) = wire.into_parts();
-    between(Box::pin(stream), read_ahead, far, beat, site.tunnel_idle).await;
+    between(Box::pin(stream), read_ahead, far, beat, idle, is_leaving).await;
 }
 
-/// Passes bytes between any client stream and Puma until both have closed, or for too long neither has sent a byte.
-pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, idle: Deadline) {
+/// Passes bytes between any client stream and Puma until both have closed, or for too long neither has sent a byte, or
+/// Palisade drains: a browser opens its WebSocket again, and finds who serves then.
+pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, idle: Deadline, is_leaving: impl Fn() -> bool) {
     let mut upward = Pipe::new(read_ahead);
     let mut downward = Pipe::new(far.early);
     let (mut client, mut puma) = (client, far.stream);
@@ -80,7 +81,7 @@ pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, 
         }
         match (up, down) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) | (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
-            _ if beat.is_over() => Poll::Ready(()),
+            _ if beat.is_over() || is_leaving() => Poll::Ready(()),
             _ => Poll::Pending,
         }
     })

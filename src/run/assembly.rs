@@ -31,7 +31,9 @@ use crate::{
     },
     layers::{
         Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
-        redirect, relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
+        redirect, relay, request_id, sensitive, shield, shield_body,
+        slots::Slots,
+        spill::{Store, unlinked},
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
@@ -80,18 +82,20 @@ pub struct House<S, R> {
     slots: Slots,
     concealed: Concealed,
     makers: Makers<S, R>,
+    /// Puma is ours: it is there once it says so itself.
+    awaits_puma: bool,
 }
 
 /// The parts that layers share with the rest and keep over a reload.
-struct Shared<'a> {
-    store: &'a Arc<Store>,
-    sweep: &'a Arc<Sweep>,
-    recorder: &'a Arc<Recorder>,
-    pages: &'a Arc<answer::Pages>,
-    bans: Arc<ban::Bans>,
-    rates: Arc<rate::Limits>,
-    slots: &'a Slots,
-    concealed: &'a Concealed,
+pub(super) struct Shared<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) sweep: &'a Arc<Sweep>,
+    pub(super) recorder: &'a Arc<Recorder>,
+    pub(super) pages: &'a Arc<answer::Pages>,
+    pub(super) bans: Arc<ban::Bans>,
+    pub(super) rates: Arc<rate::Limits>,
+    pub(super) slots: &'a Slots,
+    pub(super) concealed: &'a Concealed,
 }
 
 /// Answers that told too much, counted over reloads.
@@ -105,12 +109,14 @@ pub struct Concealed {
 
 impl<S: Clone, R: Clone> House<S, R> {
     /// Builds everything, within the runtime.
-    pub fn build(config: &Config, makers: Makers<S, R>) -> Result<Self, StartError> {
+    pub fn build(config: &Config, makers: Makers<S, R>, awaits_puma: bool) -> Result<Self, StartError> {
         let tls = match config.tls.is_on() {
             true => Some(Arc::new(Terminator::load(&config.tls).map_err(StartError::Certificate)?)),
             false => None,
         };
-        let store = Store::start(&config.buffer).map_err(StartError::resource("buffer.dir", "name a folder that can be written to"))?;
+        // A folder that cannot be written to would otherwise be found out by the first large upload.
+        let store = unlinked(&config.buffer.dir).and_then(|_| Store::start(&config.buffer));
+        let store = store.map_err(StartError::resource("buffer.dir", "name a folder that can be written to"))?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("PALISADE_REVISION").unwrap_or(""));
         let metrics = metrics.map_err(|error| StartError::resource("metrics", "report this")(std::io::Error::other(error)))?;
         let metrics = Arc::new(metrics);
@@ -164,6 +170,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             slots,
             concealed,
             makers,
+            awaits_puma,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
         figures::register_concealed(&house.metrics, &house.concealed);
@@ -250,10 +257,11 @@ impl<S: Clone, R: Clone> House<S, R> {
     /// What the admin pages show.
     pub fn admin(&self) -> admin::Admin {
         let (puma, capacity, drain) = (self.puma.clone(), self.puma.clone(), Arc::clone(&self.drain));
+        let awaits_puma = self.awaits_puma;
         admin::Admin {
             metrics: Arc::clone(&self.metrics),
             ready: Box::new(move || match drain.phase() {
-                Phase::Serving if puma.figures().away => Err("upstream_down"),
+                Phase::Serving if puma.figures().away || awaits_puma && !puma.has_booted() => Err("upstream_down"),
                 Phase::Serving => Ok(()),
                 Phase::Leaving | Phase::Closing => Err("draining"),
             }),
@@ -318,7 +326,7 @@ impl Drop for Serving {
     }
 }
 
-fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
+pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
     let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
     let policy = buffer::Policy::new(
         config.buffer.clone(),
@@ -349,7 +357,7 @@ fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
     }
 }
 
-fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
+pub(super) fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
     Site {
         limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
         timeouts: config.timeouts.clone(),

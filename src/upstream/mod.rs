@@ -160,6 +160,11 @@ impl Puma {
         self.0.reported.load_full()
     }
 
+    /// The control server has said that a worker serves. A socket may accept long before.
+    pub fn has_booted(&self) -> bool {
+        self.reported().is_some_and(|reported| reported.stats.workers.iter().any(|worker| worker.booted))
+    }
+
     /// Threads, who has them, who waits.
     pub fn figures(&self) -> Figures {
         self.0.slots.figures()

@@ -66,7 +66,7 @@ impl Wire {
                 Poll::Ready(Err(Ended::Closed))
             }
             Poll::Ready(Ok(n)) => {
-                self.beat.advance(1);
+                self.beat.advance(n as u64);
                 Poll::Ready(Ok(n))
             }
             Poll::Ready(Err(_)) => {
@@ -94,7 +94,7 @@ impl Wire {
                 Poll::Ready(Err(Ended::Closed))
             }
             Poll::Ready(Ok(n)) => {
-                self.beat.advance(1);
+                self.beat.advance(n as u64);
                 Poll::Ready(Ok(n))
             }
             Poll::Ready(Err(_)) => {
@@ -123,7 +123,10 @@ impl Wire {
                 Pin::new(&mut self.stream).poll_write(cx, &out.data)
             };
             match wrote {
-                Poll::Ready(Ok(n)) if n > 0 => out.advance(n),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.beat.advance(n as u64);
+                    out.advance(n);
+                }
                 Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
                 Poll::Pending if self.beat.is_over() => return Poll::Ready(Err(Ended::Over)),
                 Poll::Pending => return Poll::Pending,
@@ -135,7 +138,10 @@ impl Wire {
     /// Writes once; ready with how much left.
     pub fn poll_send_some(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Ended>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.beat.advance(n as u64);
+                Poll::Ready(Ok(n))
+            }
             Poll::Ready(_) => Poll::Ready(Err(Ended::Broken)),
             Poll::Pending => Poll::Pending,
         }
@@ -151,17 +157,17 @@ impl Wire {
         }
     }
 
-    /// Sends a few bytes of our own, such as `100 Continue`.
-    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Ended> {
-        let mut out = Outgoing { head: bytes, data: Bytes::new() };
+    /// Sends a short answer whole.
+    pub async fn send(&mut self, mut out: Outgoing) -> Result<(), Ended> {
         std::future::poll_fn(|cx| self.poll_send(cx, &mut out)).await?;
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Lingering close (RFC 9112 §9.6): says that nothing more will come, then reads away what is still on its way, so that
-    /// unread bytes do not turn the last answer into a reset. Bounded in bytes and in time (by the beat).
+    /// unread bytes do not turn the last answer into a reset. Bounded in bytes and in time.
     pub async fn linger(mut self) {
-        if std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.is_err() {
+        self.beat.until(self.beat.now().saturating_add(LINGER_TIME));
+        if self.shut_down().await.is_err() {
             return;
         }
         let mut left = LINGER;
@@ -174,6 +180,15 @@ impl Wire {
         }
     }
 
+    async fn shut_down(&mut self) -> Result<(), Ended> {
+        std::future::poll_fn(|cx| match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map_err(|_| Ended::Broken)),
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
     /// Ends the connection by a reset, so that the client cannot take a broken answer for a whole one.
     pub fn abort(self) {
         self.stream.reset();
@@ -181,7 +196,9 @@ impl Wire {
 
     /// Closes in order where nothing can be in flight any more.
     pub async fn close(mut self) {
-        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.ok();
+        self.beat.until(self.beat.now().saturating_add(LINGER_TIME));
+        // A client that is gone already needs no goodbye.
+        self.shut_down().await.unwrap_or_default();
     }
 
     /// Gives the connection away: its stream and the bytes read ahead.
@@ -224,6 +241,8 @@ const FIRST_ROOM: usize = 4 * 1024;
 const MOST_ROOM: usize = 256 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;
+/// Milliseconds for it.
+const LINGER_TIME: u64 = 5000;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());

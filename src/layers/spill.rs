@@ -91,8 +91,10 @@ impl Config {
 }
 
 impl Store {
-    /// Starts the two threads that do the reading and writing.
+    /// Tries the folder, and starts the two threads that do the reading and writing.
     pub fn start(config: &Config) -> io::Result<Arc<Self>> {
+        // A folder that cannot be written to would otherwise be found out by the first large upload.
+        drop(unlinked(&config.dir)?);
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         for n in 0..THREADS {

@@ -1,6 +1,6 @@
 //! What is in force and where it comes from: `palisade config show`, the summary of `check`, and what a reload changes.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use figment::value::Value as Setting;
 use serde_json::Value;
@@ -49,6 +49,11 @@ impl Loaded {
     /// Reads the same sources again, for SIGHUP. [`Loaded::changes`] says what is different.
     pub fn again(&self) -> Result<Loaded, Invalid> {
         Config::load(&self.inputs)
+    }
+
+    /// The files that a reload reads again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.inputs.named_files()
     }
 
     /// Who set the key at `path`: the strongest source that does.
@@ -189,7 +194,6 @@ fn without_credentials(text: &str) -> String {
 /// Names of keys whose values are never shown.
 const SECRET: [&str; 6] = ["secret", "password", "passwd", "token", "credential", "authorization"];
 /// Keys and tables that count at the start only.
-const RESTART: [&str; 8] =
-    ["listen", "listener", "server.workers", "server.user", "server.sandbox", "admin.socket", "metrics.listen", "buffer.dir"];
+const RESTART: [&str; 8] = ["listen", "listener", "server", "upstream", "queue", "buffer.dir", "admin", "log.access_file"];
 /// Longer assignments do not move the column of the origins.
 const WIDEST: usize = 60;

@@ -162,6 +162,7 @@ impl Bench {
             rates: Rates { write_min: ByteRate(500), body_min: ByteRate(500), grace },
             stack,
             recorder: Recorder::new(&log, Arc::new(Metrics::new("", "").unwrap())).unwrap(),
+            overload: crate::overload::Overload::new(crate::overload::Config::default()),
             bans: Arc::new(Bans::new(Vec::new(), TrustedProxies::default())),
         });
         let sweep = Sweep::new();
@@ -169,11 +170,8 @@ impl Bench {
         let beat = sweep.enrol(u64::MAX);
         let (stream, site) = (Stream::of_unix(far), Arc::clone(&sites));
         let who = Arc::new(Client::local());
-        let task = if is_two {
-            tokio::spawn(two::serve(site, stream, who, beat))
-        } else {
-            tokio::spawn(one::serve(site, stream, who, beat))
-        };
+        let task =
+            if is_two { tokio::spawn(two::serve(site, stream, who, beat)) } else { tokio::spawn(one::serve(site, stream, who, beat)) };
         let ticking = Arc::clone(&sweep);
         let ticker = tokio::spawn(async move {
             loop {

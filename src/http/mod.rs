@@ -8,7 +8,7 @@ pub mod body;
 mod extended_connect;
 #[cfg(test)]
 mod fixture;
-mod frames;
+pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;
@@ -31,6 +31,7 @@ use crate::{
     guard::Limits,
     layers::ban::Bans,
     log::Recorder,
+    overload::Overload,
     refusal::Refusal,
     units::Deadline,
 };
@@ -50,6 +51,8 @@ pub struct Site<S> {
     pub stack: S,
     /// Log and metrics.
     pub recorder: Arc<Recorder>,
+    /// Whether Palisade itself is short.
+    pub overload: Arc<Overload>,
     /// Who is shut out.
     pub bans: Arc<Bans>,
 }

@@ -51,7 +51,8 @@ where
 {
     let site = sites.current();
     let load = Arc::new(Load::default());
-    let metered = Metered { stream, meter: Meter::new(), beat: beat.share(), load: Arc::clone(&load), clock: beat.clock(), sent: 0, is_torn: false };
+    let metered =
+        Metered { stream, meter: Meter::new(), beat: beat.share(), load: Arc::clone(&load), clock: beat.clock(), sent: 0, is_torn: false };
     let streams = Streams { sites: Arc::clone(&sites), client, load: Arc::clone(&load), clock: beat.clock() };
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
@@ -120,7 +121,12 @@ impl<S> Watch<S> {
         let old = self.born.saturating_add(timeouts.connection_age.as_millis());
         if self.leaving.is_none() {
             let is_spent = self.load.seen.load(Relaxed) >= timeouts.requests;
-            if is_spent || now >= old || silent.is_some_and(|end| now >= end) || self.sites.is_draining() {
+            if is_spent
+                || now >= old
+                || silent.is_some_and(|end| now >= end)
+                || self.sites.is_draining()
+                || self.site.overload.ends_connections()
+            {
                 self.leaving = Some(now);
                 return Verdict::Leave;
             }

@@ -66,14 +66,7 @@ pub async fn tunnel(wire: Wire, far: FarEnd, idle: Deadline, is_leaving: impl Fn
 
 /// Passes bytes between any client stream and Puma until both have closed, or for too long neither has sent a byte, or
 /// Palisade drains: a browser opens its WebSocket again, and finds who serves then.
-pub async fn between(
-    client: Pin<Box<dyn Duplex>>,
-    read_ahead: Bytes,
-    far: Far,
-    beat: Beat,
-    idle: Deadline,
-    is_leaving: impl Fn() -> bool,
-) {
+pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, idle: Deadline, is_leaving: impl Fn() -> bool) {
     let mut upward = Pipe::new(read_ahead);
     let mut downward = Pipe::new(far.early);
     let (mut client, mut puma) = (client, far.stream);

@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::{
     budget::Reserved,
+    route::BodyLimit,
     slots::Slot,
     spill::{Config, Spilled, Store},
 };
@@ -90,7 +91,7 @@ pub struct Policy {
 
 impl Complete {
     /// Its length in bytes; `None` where the client sent no body at all.
-    pub fn len(&self) -> Option<u64> {
+    pub fn length(&self) -> Option<u64> {
         match &self.content {
             Content::None => None,
             Content::Memory(bytes) => Some(bytes.len() as u64),
@@ -178,7 +179,7 @@ where
     fn call(&mut self, request: Request<Received>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let arrival = parts.extensions.get::<Arrival>();
-        let limit = self.policy.limit.0;
+        let limit = parts.extensions.get::<BodyLimit>().map_or(self.policy.limit.0, |route| route.0);
         if http_body::Body::size_hint(&body).lower() > limit {
             return Buffered::Refused { refusal: Some(Refusal::BodyTooLarge) };
         }
@@ -208,7 +209,7 @@ where
         };
         let complete = Complete { content, slot: None };
         if let Some(arrival) = arrival {
-            arrival.notes.body_length(complete.len().unwrap_or(0));
+            arrival.notes.body_length(complete.length().unwrap_or(0));
             arrival.notes.mark(Moment::Complete);
         }
         Buffered::Direct { future: self.inner.call(Request::from_parts(parts, complete)) }

@@ -24,6 +24,7 @@ pub struct Setup {
     ports: Ports,
     tls: bool,
     awaits: &'static str,
+    environment: Vec<(&'static str, String)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ impl Setup {
     pub fn before(upstream: impl AsRef<str>) -> Setup {
         let dir = TempDir::new().unwrap();
         let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
-        let mut setup = Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready" };
+        let mut setup = Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready", environment: Vec::new() };
         fs::create_dir(setup.spool()).unwrap();
         setup.merge(&format!(
             "domains = [\"localhost\", \"127.0.0.1\"]\n\
@@ -93,11 +94,17 @@ impl Setup {
         self
     }
 
+    /// Sets a variable of the process.
+    pub fn env(mut self, name: &'static str, value: impl Into<String>) -> Setup {
+        self.environment.push((name, value.into()));
+        self
+    }
+
     pub fn start(self) -> Palisade {
         let file = self.file();
         fs::write(&file, self.document.to_string()).unwrap();
         let mut command = binary();
-        command.args(["run", "--config"]).arg(&file);
+        command.args(["run", "--config"]).arg(&file).envs(self.environment.iter().cloned());
         let process = Process::start("palisade", command, self.dir.path());
         let root = self.tls.then(|| CertificateDer::from(fs::read(self.dir.path().join("cert.der")).unwrap()));
         let mut palisade = Palisade { process, dir: self.dir, ports: self.ports, root };

@@ -244,7 +244,7 @@ where
     fn may_go_on(&self, now: u64) -> bool {
         let timeouts = &self.site.timeouts;
         let young = now.saturating_sub(self.born) < timeouts.connection_age.as_millis();
-        young && self.served < timeouts.requests && !self.sites.is_draining()
+        young && self.served < timeouts.requests && !self.sites.is_draining() && !self.site.overload.ends_connections()
     }
 }
 

@@ -16,6 +16,7 @@ use bytes::{Buf, Bytes};
 use http::{Response, response};
 
 use super::{
+    request::give_back,
     response::{Frame, LAST_CHUNK, Persistence, chunk_line, write_head},
     wire::{Ended, Outgoing, Wire},
 };
@@ -160,6 +161,7 @@ impl Sending<'_> {
                 text.clear();
                 if let Some(head) = self.head.take() {
                     write_head(text, &head, self.frame, persistence, at);
+                    give_back(head.headers);
                 }
                 self.stage(cx, body.as_mut(), text)
             });
@@ -250,11 +252,11 @@ impl Sending<'_> {
 
     /// Hands to the socket what is staged; the pace runs only while the client does not take it.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        let before = self.out.len();
+        let before = self.out.left();
         let sent = self.wire.poll_send(cx, &mut self.out);
         let sent = match sent {
             Poll::Ready(Ok(())) if self.is_last => self.wire.poll_flush(cx),
-            other => other,
+            other @ (Poll::Ready(_) | Poll::Pending) => other,
         };
         match sent {
             Poll::Ready(Ok(())) => {
@@ -263,7 +265,7 @@ impl Sending<'_> {
             }
             Poll::Ready(Err(ended)) => Poll::Ready(Err(end_of(ended))),
             Poll::Pending => {
-                self.hurry(before.saturating_sub(self.out.len()));
+                self.hurry(before.saturating_sub(self.out.left()));
                 Poll::Pending
             }
         }

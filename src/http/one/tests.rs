@@ -221,10 +221,7 @@ async fn answers_to_head_and_204_and_304_carry_no_body() {
     });
     bench.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET /204 HTTP/1.1\r\nHost: a\r\n\r\nGET /304 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     let all = plain(&bench.read_all_text().await);
-    assert_eq!(
-        all,
-        "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n"
-    );
+    assert_eq!(all, "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n");
 }
 
 #[tokio::test]
@@ -278,7 +275,8 @@ async fn early_hints_pass_to_http_1_1_and_not_to_1_0() {
     for target in ["/", "/slow"] {
         bench.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
         let all = bench.read_to("done").await;
-        let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\n";
+        let hints =
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </b.css>\r\n\r\nHTTP/1.1 200 OK\r\n";
         assert!(all.starts_with(hints), "{all}");
     }
     let mut old = Bench::one(slow(), app);

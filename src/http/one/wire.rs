@@ -53,13 +53,11 @@ impl Wire {
         if self.ended {
             return Poll::Ready(Err(Ended::Closed));
         }
-        let (stream, input) = (&mut self.stream, &mut self.input);
-        let read = SCRATCH.with_borrow_mut(|scratch| {
-            let mut into = ReadBuf::new(scratch);
-            ready!(Pin::new(stream).poll_read(cx, &mut into))?;
-            input.extend_from_slice(into.filled());
-            Poll::Ready(io::Result::Ok(into.filled().len()))
-        });
+        let read = poll_copy(cx, &mut self.stream, &mut self.input, SCRATCH_SIZE);
+        self.outcome(read)
+    }
+
+    fn outcome(&mut self, read: Poll<io::Result<usize>>) -> Poll<Result<usize, Ended>> {
         match read {
             Poll::Ready(Ok(0)) => {
                 self.ended = true;
@@ -78,32 +76,22 @@ impl Wire {
         }
     }
 
-    /// Reads at most `most` bytes straight to the end of `into`, whose room grows with what has come so far: a declared
-    /// length costs no memory before its bytes are here.
+    /// Reads at most `most` bytes to the end of `into`: the first ones by way of the scratch buffer, so that a client that drips
+    /// holds only what it sent, then straight, into room that grows with what has come so far.
     pub fn poll_fill_into(&mut self, cx: &mut Context<'_>, into: &mut BytesMut, most: usize) -> Poll<Result<usize, Ended>> {
         if self.ended {
             return Poll::Ready(Err(Ended::Closed));
         }
-        if into.capacity() == into.len() {
-            into.reserve(into.len().clamp(FIRST_ROOM, MOST_ROOM).min(most));
-        }
-        let mut limited = into.limit(most);
-        match pin!(self.stream.read_buf(&mut limited)).poll(cx) {
-            Poll::Ready(Ok(0)) => {
-                self.ended = true;
-                Poll::Ready(Err(Ended::Closed))
+        let read = if into.len() < SCRATCH_SIZE {
+            poll_copy(cx, &mut self.stream, into, most)
+        } else {
+            if into.capacity() == into.len() {
+                into.reserve(into.len().min(MOST_ROOM).min(most));
             }
-            Poll::Ready(Ok(n)) => {
-                self.beat.advance(n as u64);
-                Poll::Ready(Ok(n))
-            }
-            Poll::Ready(Err(_)) => {
-                self.ended = true;
-                Poll::Ready(Err(Ended::Broken))
-            }
-            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
-            Poll::Pending => Poll::Pending,
-        }
+            let mut limited = into.limit(most);
+            pin!(self.stream.read_buf(&mut limited)).poll(cx)
+        };
+        self.outcome(read)
     }
 
     /// Waits for more bytes.
@@ -133,6 +121,16 @@ impl Wire {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Waits until the socket has room again after it had none.
+    pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        match self.stream.poll_writable(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Writes once; ready with how much left.
@@ -223,7 +221,7 @@ impl Outgoing {
     }
 
     /// How many bytes are left.
-    pub fn len(&self) -> usize {
+    pub fn left(&self) -> usize {
         self.head.len().saturating_add(self.data.len())
     }
 
@@ -234,10 +232,18 @@ impl Outgoing {
     }
 }
 
+/// Reads once into the scratch buffer of this thread, and appends a copy of at most `most` bytes.
+fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, most: usize) -> Poll<io::Result<usize>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
+        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        into.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+}
+
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// Room for the first piece of a body that is read to its place.
-const FIRST_ROOM: usize = 4 * 1024;
-/// The largest step by which that room grows.
+/// The largest step by which the room of a body grows.
 const MOST_ROOM: usize = 256 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;

@@ -437,3 +437,6 @@ const LEAVE: u64 = 5000;
 const READ_AWAY: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

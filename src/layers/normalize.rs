@@ -442,6 +442,30 @@ mod tests {
         head.extensions.get::<Arrival>().unwrap().notes.observed().collect()
     }
 
+    fn extended(config: Config, fields: &[(&str, &str)]) -> Result<Parts, Refusal> {
+        let mut request = fixture::arrived("/cable").method("GET").version(Version::HTTP_2).extension(Extended);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let mut head = request.body(()).unwrap().into_parts().0;
+        config.normalize(&mut head)?;
+        Ok(head)
+    }
+
+    #[test]
+    fn an_extended_connect_becomes_a_handshake_or_is_refused() {
+        let fields = [("sec-websocket-version", "13"), ("sec-websocket-protocol", "actioncable-v1-json"), ("sec-websocket-key", "own")];
+        let head = extended(Config::default(), &fields).unwrap();
+        assert!(head.extensions.get::<Upgrade>().is_some());
+        assert!(handshake::is_websocket(&head.method, Version::HTTP_11, &head.headers), "{:?}", head.headers);
+        assert_eq!(head.headers.get("sec-websocket-protocol").unwrap(), "actioncable-v1-json");
+        let elsewhere = Config { websocket_paths: OneOrMany(vec!["/other".into()]), ..Config::default() };
+        let with_body = [fields[0], ("content-length", "5")];
+        for (config, fields) in [(elsewhere, &fields[..1]), (Config::default(), &fields[1..2]), (Config::default(), &with_body)] {
+            assert_eq!(extended(config, fields).err(), Some(Refusal::Denied(Rule::T12)));
+        }
+    }
+
     #[test]
     fn tunnels_and_echoes_are_refused_and_unusual_methods_pass() {
         let strict = Case::strict();

@@ -425,3 +425,154 @@ const STEP_MOST: usize = 64 * 1024;
 const WORTHLESS: usize = 1024;
 /// How long a client may be at a piece before the piece is taken back.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::units::ByteSize;
+
+    /// A body of pieces; `None` in it means that Puma has nothing yet, once.
+    #[derive(Debug)]
+    struct Pieces(VecDeque<Option<Result<Bytes, Refusal>>>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = Refusal;
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+            match self.0.pop_front() {
+                Some(Some(piece)) => Poll::Ready(Some(piece.map(Frame::data))),
+                Some(None) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                None => Poll::Ready(None),
+            }
+        }
+    }
+
+    async fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let store = Store::start(&config).unwrap();
+        let mut body = Some(Pieces(pieces.into()));
+        let puma = tower::service_fn(move |_: Request<()>| std::future::ready(Ok::<_, Refusal>(Response::new(body.take().unwrap()))));
+        let response = RelayLayer::new(Arc::clone(&store), config).layer(puma).oneshot(Request::new(())).await.unwrap();
+        match response.into_body() {
+            Relayed::Live(absorber) => (dir, store, absorber),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pieces(sizes: &[usize]) -> (Vec<Option<Result<Bytes, Refusal>>>, Vec<u8>) {
+        let all: Vec<u8> = (0..sizes.iter().sum::<usize>()).map(|n| (n / 7 % 251) as u8).collect();
+        let mut rest = Bytes::from(all.clone());
+        (sizes.iter().map(|n| Some(Ok(rest.split_to(*n)))).collect(), all)
+    }
+
+    /// The client has not taken `unsent`; as often as the disk needs.
+    async fn stand_still(absorber: &mut Absorber<Pieces>, unsent: &mut Bytes, turns: usize) {
+        for _ in 0..turns {
+            std::future::poll_fn(|cx| {
+                absorber.poll_absorb(cx, unsent);
+                Poll::Ready(())
+            })
+            .await;
+            std::thread::sleep(Duration::from_micros(500));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn next(absorber: &mut Absorber<Pieces>) -> Option<Bytes> {
+        std::future::poll_fn(|cx| absorber.poll_piece(cx)).await.map(Result::unwrap)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stands_still_holds_nothing_in_memory() {
+        let (sent, all) = pieces(&[60_000; 20]);
+        let (_dir, store, mut absorber) = absorber(1 << 30, sent).await;
+        let mut unsent = next(&mut absorber).await.unwrap().slice(100..);
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        assert_eq!(unsent.len(), 59_900, "for a moment it may keep its piece");
+        tokio::time::advance(PATIENCE * 2).await;
+        stand_still(&mut absorber, &mut unsent, 200).await;
+        assert!(unsent.is_empty() && absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
+        assert!(store.disk.used() >= 1_199_900 - 60_000);
+        let mut got = all[..100].to_vec();
+        let first = next(&mut absorber).await.unwrap();
+        assert!(first.len() <= 2 * STEP_LEAST, "{}", first.len());
+        got.extend_from_slice(&first);
+        while let Some(piece) = next(&mut absorber).await {
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == all);
+        assert_eq!(store.disk.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_client_takes_and_leaves_it_gets_every_byte_once_and_in_order() {
+        fastrand::seed(7);
+        for round in 0..15 {
+            let sizes: Vec<usize> = (0..fastrand::usize(2..16)).map(|_| fastrand::usize(1..40_000)).collect();
+            let (mut sent, all) = pieces(&sizes);
+            for _ in 0..fastrand::usize(0..5) {
+                sent.insert(fastrand::usize(1..=sent.len()), None);
+            }
+            let (_dir, store, mut absorber) = absorber(if round % 3 == 0 { 200_000 } else { 1 << 30 }, sent).await;
+            let mut got = Vec::new();
+            while let Some(mut unsent) = next(&mut absorber).await {
+                while !unsent.is_empty() {
+                    let n = fastrand::usize(0..=unsent.len());
+                    got.extend_from_slice(&unsent.split_to(n));
+                    if unsent.is_empty() {
+                        break;
+                    }
+                    if fastrand::bool() {
+                        tokio::time::advance(PATIENCE * 2).await;
+                    }
+                    stand_still(&mut absorber, &mut unsent, fastrand::usize(1..4)).await;
+                }
+            }
+            assert_eq!(got.len(), all.len(), "round {round}");
+            assert!(got == all, "round {round}");
+            drop(absorber);
+            assert_eq!((store.disk.used(), store.memory.used()), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_disk_budget_has_room_again_puma_is_read_on() {
+        let (sent, _) = pieces(&[60_000; 20]);
+        let (_dir, store, mut absorber) = absorber(1 << 20, sent).await;
+        let mut other = store.disk.open();
+        assert!(other.grow((1 << 20) - 1000));
+        let mut unsent = next(&mut absorber).await.unwrap();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        assert!(absorber.inner.is_some(), "back-pressure");
+        let waiting = absorber.inner.as_ref().unwrap().0.len();
+        other.clear();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        assert!(absorber.inner.as_ref().is_none_or(|inner| inner.0.len() < waiting));
+    }
+
+    #[tokio::test]
+    async fn an_error_of_puma_comes_after_what_it_sent_before() {
+        let (mut sent, all) = pieces(&[60_000; 4]);
+        sent.push(Some(Err(Refusal::UpstreamReset)));
+        let (_dir, _store, mut absorber) = absorber(1 << 30, sent).await;
+        let mut unsent = next(&mut absorber).await.unwrap();
+        let mut got = unsent.to_vec();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        let error = loop {
+            match std::future::poll_fn(|cx| absorber.poll_piece(cx)).await {
+                Some(Ok(piece)) => got.extend_from_slice(&piece),
+                other => break other,
+            }
+        };
+        assert_eq!(error, Some(Err(Refusal::UpstreamReset)));
+        assert!(got == all);
+    }
+}

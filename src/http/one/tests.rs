@@ -1,26 +1,42 @@
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     sync::oneshot,
 };
+use tower_layer::Layer;
+use tower_service::Service;
 
+use super::{
+    reply::{self, Sent, Shape},
+    wire::{Outgoing, Wire},
+};
 use crate::{
-    accept::pace::Timeouts,
-    guard::rule::Rule,
+    accept::{
+        pace::{Rates, Sweep, Timeouts},
+        stream::Stream,
+    },
+    guard::{Limits, chunked::Chunked, rule::Rule},
     http::{
         arrival::{Arrival, Moment},
-        body::Received,
+        body::{Absorb, Received},
         fixture::{Bench, Script, quick},
         upgrade::{Far, FarEnd},
     },
-    log::End,
+    layers::{
+        relay::{RelayLayer, Relayed},
+        spill::{self, Store},
+    },
+    log::{End, Settle},
     refusal::{Fate, Refusal},
 };
 
@@ -80,7 +96,7 @@ async fn requests_that_came_before_the_client_closed_its_side_are_all_answered()
     bench.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
     bench.client.shutdown().await.unwrap();
     let all = bench.read_all_text().await;
-    assert!(all.contains("/1HTTP/1.1 200") && all.ends_with("\r\n\r\n/2"), "{all}");
+    assert!(all.contains("/1HTTP/1.1 200") && all.ends_with("/2"), "{all}");
 }
 
 #[tokio::test]
@@ -492,4 +508,87 @@ async fn a_refusal_of_a_body_is_the_last_answer() {
     let all = bench.read_all_text().await;
     assert!(all.contains(&format!("{:?}", Refusal::BadFraming(Rule::G14))), "{all}");
     assert_eq!(bench.asked().len(), 1);
+}
+
+/// Sends an answer through the relay to a client that stands still for a while, and then reads on.
+async fn relayed(pieces: usize, is_old: bool, length: Option<u64>) -> (Vec<u8>, Sent) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spill::Config { dir: dir.path().to_owned(), client_share: 1.0, ..spill::Config::default() };
+    let store = Store::start(&config).unwrap();
+    let (sender, script) = Script::open(length);
+    (0..pieces).for_each(|n| sender.send(Ok(Bytes::from(vec![n as u8; 50_000]))).unwrap());
+    drop(sender);
+    let mut script = Some(script);
+    let puma = tower::service_fn(move |_: Request<()>| std::future::ready(Ok::<_, Refusal>(Response::new(script.take().unwrap()))));
+    let response = RelayLayer::new(Arc::clone(&store), config).layer(puma).call(Request::new(())).await.unwrap();
+    let (mut client, far) = UnixStream::pair().unwrap();
+    let mut wire = Wire::new(Stream::of_unix(far), Sweep::new().enrol(u64::MAX));
+    let server = tokio::spawn(async move {
+        let shape = Shape { to_head: false, is_old, keep: true, at: std::time::SystemTime::UNIX_EPOCH };
+        let response = response.map(Plain);
+        reply::send(&mut wire, Outgoing::default(), response, shape, &Rates::default(), &slow()).await
+    });
+    let mut all = Vec::new();
+    let mut few = [0; 3000];
+    for wait in [1300, 1300, 0, 0, 1300] {
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let n = client.read(&mut few).await.unwrap();
+        all.extend_from_slice(&few[..n]);
+    }
+    assert!(store.disk.used() > 0, "what the client has not taken waits in a file");
+    client.read_to_end(&mut all).await.unwrap();
+    let sent = server.await.unwrap();
+    assert_eq!(store.disk.used(), 0);
+    (all, sent)
+}
+
+/// A relayed body without the layers that note its end.
+struct Plain(Relayed<Script>);
+
+impl Body for Plain {
+    type Data = Bytes;
+    type Error = Refusal;
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Absorb for Plain {
+    fn poll_absorb(mut self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
+        Pin::new(&mut self.0).poll_absorb(cx, unsent);
+    }
+}
+
+impl Settle for Plain {
+    fn settle(self: Pin<&mut Self>, _: End) {}
+}
+
+fn expected(pieces: usize) -> Vec<u8> {
+    (0..pieces).flat_map(|n| vec![n as u8; 50_000]).collect()
+}
+
+#[tokio::test]
+async fn what_a_client_left_standing_arrives_whole_and_in_order() {
+    let (with_length, in_chunks, to_the_end) =
+        tokio::join!(relayed(60, false, Some(3_000_000)), relayed(60, false, None), relayed(60, true, None));
+    let body = |all: &[u8]| all[all.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4..].to_vec();
+    assert_eq!((body(&with_length.0) == expected(60), with_length.1), (true, Sent::Kept));
+    assert_eq!((body(&to_the_end.0) == expected(60), to_the_end.1), (true, Sent::Last));
+    let (mut chunked, mut rest, mut data) = (Chunked::new(), &body(&in_chunks.0)[..], Vec::new());
+    loop {
+        let piece = chunked.advance(rest, &Limits::default()).unwrap();
+        data.extend_from_slice(&rest[piece.data.clone()]);
+        rest = &rest[piece.consumed..];
+        if piece.done {
+            break;
+        }
+        assert!(piece.consumed > 0, "it ends too early");
+    }
+    assert_eq!((data == expected(60), rest.len(), in_chunks.1), (true, 0, Sent::Kept));
 }

@@ -3,10 +3,10 @@
 use std::{
     ffi::OsString,
     fmt,
-    io::{self, Write},
-    net::TcpStream,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -16,9 +16,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     accept::{self, tls::Terminator},
     admin,
-    audit::{self, Severity},
+    audit::{self, Options, Proxy, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
-    exec,
+    exec, explain,
     run::{StartError, run, run_around},
     upstream::connect::Address,
 };
@@ -72,6 +72,14 @@ enum Command {
         #[arg(long, value_enum)]
         fail_on: Option<FailOn>,
     },
+    /// Tells what becomes of a request, by which rule, and what Puma would get of it.
+    Explain {
+        /// The bytes of one connection, one request or several; else standard input.
+        file: Option<PathBuf>,
+        /// As one JSON object for each request, a line each.
+        #[arg(long)]
+        json: bool,
+    },
     /// Asks a running Palisade whether it is ready, for the health check of a container.
     Healthcheck,
     /// Shows the version.
@@ -119,6 +127,7 @@ enum Failure {
     Upstream(String),
     Found,
     NotReady(String),
+    Input(String),
     Output(io::Error),
 }
 
@@ -132,6 +141,7 @@ impl Arguments {
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),
             Some(Command::Audit { dir, format, fail_on }) => self.load().and_then(|loaded| audit(&loaded.config, dir, *format, *fail_on)),
+            Some(Command::Explain { file, json }) => self.load().and_then(|loaded| explain(loaded.config, file.as_deref(), *json)),
             Some(Command::Healthcheck) => {
                 self.load().and_then(|loaded| admin::probe(&loaded.config.admin.listen).map_err(Failure::NotReady))
             }
@@ -175,7 +185,7 @@ impl Failure {
         match self {
             Failure::Configuration(invalid) => invalid.exit_code(),
             Failure::Start(error) => error.exit_code(),
-            Failure::Output(_) | Failure::NoPlan(_) => 1,
+            Failure::Input(_) | Failure::Output(_) | Failure::NoPlan(_) => 1,
             Failure::Ended(code) => *code,
             Failure::Upstream(_) => 5,
             Failure::Found => audit::FOUND,
@@ -191,7 +201,7 @@ impl fmt::Display for Failure {
             Failure::Configuration(invalid) => invalid.fmt(f),
             Failure::Start(error) => error.fmt(f),
             Failure::Certificate(problem) => write!(f, "{}: {}\n  remedy: {}", problem.place, problem.cause, problem.remedy),
-            Failure::Upstream(words) | Failure::NotReady(words) => f.write_str(words),
+            Failure::Upstream(words) | Failure::NotReady(words) | Failure::Input(words) => f.write_str(words),
             Failure::NoPlan(problem) => problem.fmt(f),
             Failure::Found | Failure::Ended(_) => Ok(()),
             Failure::Output(error) => error.fmt(f),
@@ -240,11 +250,40 @@ fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option
         Some(FailOn::Never) => None,
     };
     let dir = dir.as_deref().unwrap_or(&config.app);
-    match audit::command(dir, format, least, &config.audit.ignore, &mut io::stdout().lock()) {
+    let options = Options { waivers: config.audit.ignore.clone(), proxy: proxy(config), ..Options::default() };
+    match audit::command(dir, format, least, &options, &mut io::stdout().lock()) {
         Ok(0) => Ok(()),
         Ok(_) => Err(Failure::Found),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(error) => Err(Failure::Output(error)),
+    }
+}
+
+fn explain(config: Config, file: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let (name, bytes) = match file.filter(|file| *file != Path::new("-")) {
+        Some(file) => (file.display().to_string(), std::fs::read(file)),
+        None => {
+            let mut bytes = Vec::new();
+            ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
+        }
+    };
+    let all = bytes.and_then(|bytes| explain::explain(config, bytes)).map_err(|error| Failure::Input(format!("{name}: {error}")))?;
+    print(&if json { explain::lines(&all) } else { explain::text(&all) })
+}
+
+/// What the audit may know of the proxy in front of the application.
+fn proxy(config: &Config) -> Proxy {
+    let is_here = |address: &Address| match address {
+        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Address::Unix(_) => true,
+    };
+    let single = config.tls.cert_file.clone().zip(config.tls.key_file.clone());
+    let listed = config.tls.certificate.iter().map(|certificate| (certificate.cert_file.clone(), certificate.key_file.clone()));
+    Proxy {
+        body_limit: Some(config.limits.body.0),
+        upstream_idle: None,
+        address: config.upstream.address.0.iter().all(is_here).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        certificates: listed.chain(single).collect(),
     }
 }
 

@@ -1,13 +1,6 @@
 //! `palisade exec`: a real Puma as a child, on sockets that nobody else can reach.
 
-use std::{
-    fs,
-    net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::TcpStream, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -93,7 +86,9 @@ fn signals_of_puma_reach_puma() {
     palisade.serves();
     let boots = palisade.process().output().matches(" booted ").count();
     palisade.signal(Signal::USR2);
-    within(Duration::from_secs(60), "a hot restart", || (palisade.process().output().matches(" booted ").count() >= boots + 2).then_some(()));
+    within(Duration::from_secs(60), "a hot restart", || {
+        (palisade.process().output().matches(" booted ").count() >= boots + 2).then_some(())
+    });
     eventually("it is served", || (palisade.connect().get("/").status == 200).then_some(()));
     app.has_no_port();
 }

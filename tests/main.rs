@@ -24,5 +24,7 @@ mod harness;
 mod layout;
 mod puma;
 mod rails;
+mod sandbox;
+mod secrets;
 mod slowloris;
 mod smuggling;

@@ -9,7 +9,10 @@ use super::{
     listener::Inherited,
     *,
 };
-use crate::units::Deadline;
+use crate::{
+    overload::{self, Overload},
+    units::Deadline,
+};
 
 /// A running listener, and what its gate counts.
 struct Site {
@@ -27,6 +30,7 @@ fn gate() -> Gate {
         trusted: ArcSwap::default(),
         sweep: Sweep::new(),
         counters: Counters::default(),
+        overload: Overload::new(overload::Config::default()),
         tls: None,
         report: |_| (),
     }

@@ -68,6 +68,13 @@ impl Inputs {
         found.and_then(|(_, value)| value.to_str()).map(str::to_owned)
     }
 
+    /// The file, and those that variables name (`PALISADE_…_FILE`).
+    pub(super) fn named_files(&self) -> Vec<PathBuf> {
+        let is_file = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with("_FILE"));
+        let of_variables = self.environment.iter().filter(|(name, _)| is_file(name)).map(|(_, value)| PathBuf::from(value));
+        self.file.iter().cloned().chain(of_variables).collect()
+    }
+
     fn files(&self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
         let Some(file) = &self.file else { return Vec::new() };
         let mut files = vec![file.clone()];
@@ -272,6 +279,13 @@ fn read_text(path: &Path) -> Result<String, (String, String)> {
     if found.mode() & shut != 0 {
         let what = format!("has mode {:04o}: others than its owner may change it", found.mode() & 0o777);
         return Err((what, format!("chmod go-w {}", path.display())));
+    }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let around = std::fs::metadata(folder).map_err(cannot)?;
+    // Who may write to its folder can put another file in its place, unless the folder is sticky as /tmp.
+    if around.mode() & 0o002 != 0 && around.mode() & 0o1000 == 0 {
+        let what = format!("lies in {}, which everybody may write to", folder.display());
+        return Err((what, format!("chmod go-w {}", folder.display())));
     }
     let mut text = String::new();
     file.take(LARGEST).read_to_string(&mut text).map_err(cannot)?;

@@ -39,8 +39,12 @@ pub enum NoPlan {
 impl fmt::Display for NoPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NoPlan::Folder(error) => write!(f, "no folder for Puma's sockets: {error}\n  remedy: set TMPDIR to a folder that can be written to"),
-            NoPlan::Blank(path) => write!(f, "{}: Ruby cannot take this path\n  remedy: set TMPDIR to a short path without blanks", path.display()),
+            NoPlan::Folder(error) => {
+                write!(f, "no folder for Puma's sockets: {error}\n  remedy: set TMPDIR to a folder that can be written to")
+            }
+            NoPlan::Blank(path) => {
+                write!(f, "{}: Ruby cannot take this path\n  remedy: set TMPDIR to a short path without blanks", path.display())
+            }
         }
     }
 }
@@ -94,7 +98,8 @@ struct Folder(PathBuf);
 impl Folder {
     fn make(parent: &Path) -> Result<Self, NoPlan> {
         let path = parent.join(format!("palisade-{:016x}", fastrand::u64(..)));
-        let fits = path.to_str().is_some_and(|text| text.len() <= LONGEST && !text.contains(|c: char| c.is_whitespace() || "*?\"'\\".contains(c)));
+        let fits =
+            path.to_str().is_some_and(|text| text.len() <= LONGEST && !text.contains(|c: char| c.is_whitespace() || "*?\"'\\".contains(c)));
         if !fits {
             return Err(NoPlan::Blank(path));
         }

@@ -33,9 +33,9 @@ pub(super) fn translate(environment: &[(OsString, OsString)]) -> Vec<Found> {
         let plain = if SHARED.contains(&bare) { None } else { value(bare).map(|value| (bare, value)) };
         let Some((name, value)) = value(name).map(|value| (name, value)).or(plain) else { continue };
         let setting = match take {
-            Take::As(ours, before, behind) if environment.iter().all(|(known, _)| known != ours) => number(value).map(|number| {
-                (OsString::from(ours), OsString::from(format!("{before}{number}{behind}")))
-            }),
+            Take::As(ours, before, behind) if environment.iter().all(|(known, _)| known != ours) => {
+                number(value).map(|number| (OsString::from(ours), OsString::from(format!("{before}{number}{behind}"))))
+            }
             Take::As(..) | Take::Nothing => None,
         };
         found.push(Found { name, hint, setting });
@@ -81,7 +81,10 @@ mod tests {
     fn of(variables: &[(&str, &str)]) -> Vec<(&'static str, Option<(String, String)>)> {
         let environment: Vec<_> = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
         let text = |text: OsString| text.into_string().unwrap();
-        translate(&environment).into_iter().map(|found| (found.name, found.setting.map(|(name, value)| (text(name), text(value))))).collect()
+        translate(&environment)
+            .into_iter()
+            .map(|found| (found.name, found.setting.map(|(name, value)| (text(name), text(value)))))
+            .collect()
     }
 
     #[test]
@@ -89,7 +92,10 @@ mod tests {
         let setting = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
         assert_eq!(of(&[("HTTP_PORT", "80")]), [("HTTP_PORT", setting("PALISADE_LISTEN", ":80"))]);
         assert_eq!(of(&[("MAX_REQUEST_BODY", "1048576")]), [("MAX_REQUEST_BODY", setting("PALISADE_LIMITS__BODY", "1048576B"))]);
-        assert_eq!(of(&[("THRUSTER_HTTP_IDLE_TIMEOUT", "30")]), [("THRUSTER_HTTP_IDLE_TIMEOUT", setting("PALISADE_TIMEOUTS__IDLE", "30s"))]);
+        assert_eq!(
+            of(&[("THRUSTER_HTTP_IDLE_TIMEOUT", "30")]),
+            [("THRUSTER_HTTP_IDLE_TIMEOUT", setting("PALISADE_TIMEOUTS__IDLE", "30s"))]
+        );
     }
 
     #[test]

@@ -145,9 +145,6 @@ fn request_line(buf: &[u8], start: usize, end: usize, limits: &Limits, head: &mu
         return Err(Refusal::BadTarget(Rule::G7));
     }
     let read = target::read(target, method == b"OPTIONS")?;
-    if read.raw {
-        head.observe(Refusal::BadTarget(Rule::G8), Rule::G8, limits)?;
-    }
     let at = start + sp + 1;
     head.method = Span::new(start, start + sp);
     head.target = Span::new(at, at + target.len());
@@ -178,6 +175,9 @@ fn fields(buf: &[u8], line: usize, limits: &Limits, head: &mut Head) -> Result<(
             return Err(TOO_LARGE);
         }
         if field.name.len() > limits.name || field.value.len() > limits.value {
+            if field.name.len() > PUMAS_NAME {
+                return Err(TOO_LARGE);
+            }
             head.observe(TOO_LARGE, Rule::G9Size, limits)?;
         }
         head.fields.push(field);
@@ -226,6 +226,8 @@ const TOO_LARGE: Refusal = Refusal::HeaderTooLarge(Rule::G9Size);
 const EMPTY_LINES: u8 = 2;
 /// Longest method, in bytes.
 const METHOD: usize = 32;
+/// Longest field name that Puma reads.
+const PUMAS_NAME: usize = 256;
 /// Length of `HTTP/1.1`.
 const VERSION: usize = 8;
 /// What a request line has at most besides its target: method, two SP, version, CRLF.

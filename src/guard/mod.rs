@@ -14,9 +14,9 @@
 //! 4. what the fields say together: G10, G12, G18, G11, G13, G17.
 //!
 //! With `monitor`, a rule is noted in [`head::Head::observed`] instead of refusing only where the request keeps exactly
-//! one reading: G8 for `"`, `<` and `>` in a target (no recipient cuts or folds there), and G9 for a single name or value
-//! above its limit (the head's limit still holds). Everything else concerns framing, routing or the end of the head
-//! and is refused in every mode.
+//! one reading and Puma takes it: G9 for a single name or value above its limit (the head's limit still holds, and so does
+//! Puma's own of 256 bytes a name). Everything else concerns framing, routing or the end of the head and is refused in every
+//! mode.
 
 pub mod answer;
 pub mod chunked;

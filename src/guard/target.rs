@@ -17,20 +17,20 @@ pub(super) struct Target {
     pub form: Form,
     /// The authority of absolute-form, within the target.
     pub authority: Range<usize>,
-    /// It has `"`, `<` or `>`, which no URI may contain and no recipient misreads.
-    pub raw: bool,
 }
 
 /// Reads a request target; `options` tells whether the method is OPTIONS.
 pub(super) fn read(target: &[u8], options: bool) -> Result<Target, Refusal> {
     const G8: Refusal = Refusal::BadTarget(Rule::G8);
     const T2: Refusal = Refusal::BadTarget(Rule::T2);
-    let raw = harmless(target).ok_or(G8)?;
+    if !is_clear(target) {
+        return Err(G8);
+    }
     if target.first() == Some(&b'/') {
-        return Ok(Target { form: Form::Origin, authority: 0..0, raw });
+        return Ok(Target { form: Form::Origin, authority: 0..0 });
     }
     if target == b"*" {
-        return if options { Ok(Target { form: Form::Asterisk, authority: 0..0, raw }) } else { Err(G8) };
+        return if options { Ok(Target { form: Form::Asterisk, authority: 0..0 }) } else { Err(G8) };
     }
     let scheme = memmem::find(target, b"://").filter(|end| is_scheme(target.get(..*end).unwrap_or_default())).ok_or(G8)?;
     let name = target.get(..scheme).unwrap_or_default();
@@ -43,7 +43,7 @@ pub(super) fn read(target: &[u8], options: bool) -> Result<Target, Refusal> {
     if !is_authority(authority) {
         return Err(T2);
     }
-    Ok(Target { form: Form::Absolute, authority: start..start + authority.len(), raw })
+    Ok(Target { form: Form::Absolute, authority: start..start + authority.len() })
 }
 
 /// Whether this is `uri-host [":" port]` with a host that is a name of letters, digits and `-._~`, an IPv4 address, or
@@ -75,24 +75,23 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// `None` when a byte makes the target ambiguous, else whether one is harmless, but not allowed in a URI.
-fn harmless(target: &[u8]) -> Option<bool> {
+/// Whether no byte makes the target ambiguous. `"`, `<` and `>` are not, but no URI may contain them and Puma's parser
+/// refuses them.
+fn is_clear(target: &[u8]) -> bool {
     if !is_unusual(target) {
-        return Some(false);
+        return true;
     }
     let mut query = false;
-    let mut raw = false;
-    for byte in target {
-        match byte {
-            b'?' => query = true,
-            // Browsers send a backslash raw in a query, and only in a path it is taken for a slash.
-            b'\\' if !query => return None,
-            b'"' | b'<' | b'>' => raw = true,
-            0..=b' ' | b'#' | 0x7f..=0xff => return None,
-            _ => {}
+    target.iter().all(|byte| match byte {
+        b'?' => {
+            query = true;
+            true
         }
-    }
-    Some(raw)
+        // Browsers send a backslash raw in a query, and only in a path it is taken for a slash.
+        b'\\' => query,
+        0..=b' ' | b'#' | b'"' | b'<' | b'>' | 0x7f..=0xff => false,
+        _ => true,
+    })
 }
 
 /// Whether a byte of the target must be looked at by itself.
@@ -126,14 +125,13 @@ mod tests {
             for (front, back) in [("/", ""), ("/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "b"), ("/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "")] {
                 let path = [front.as_bytes(), &[byte], back.as_bytes()].concat();
                 let query = [front.as_bytes(), b"?", &[byte], back.as_bytes()].concat();
-                let (expected, in_query) = match byte {
-                    b'"' | b'<' | b'>' => (Some(true), Some(true)),
-                    b'\\' => (None, Some(false)),
-                    b'#' | 0..=b' ' | 0x7f..=0xff => (None, None),
-                    _ => (Some(false), Some(false)),
+                let (in_path, in_query) = match byte {
+                    b'\\' => (false, true),
+                    b'#' | b'"' | b'<' | b'>' | 0..=b' ' | 0x7f..=0xff => (false, false),
+                    _ => (true, true),
                 };
-                assert_eq!(read(&path, false).ok().map(|t| t.raw), expected, "{byte:#x}");
-                assert_eq!(read(&query, false).ok().map(|t| t.raw), in_query, "{byte:#x}");
+                assert_eq!(read(&path, false).is_ok(), in_path, "{byte:#x}");
+                assert_eq!(read(&query, false).is_ok(), in_query, "{byte:#x}");
             }
         }
     }

@@ -5,7 +5,10 @@
 
 pub mod arrival;
 pub mod body;
-mod frames;
+mod extended_connect;
+#[cfg(test)]
+mod fixture;
+pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;
@@ -28,6 +31,7 @@ use crate::{
     guard::Limits,
     layers::ban::Bans,
     log::Recorder,
+    overload::Overload,
     refusal::Refusal,
     units::Deadline,
 };
@@ -49,6 +53,8 @@ pub struct Site<S> {
     pub stack: S,
     /// Log and metrics.
     pub recorder: Arc<Recorder>,
+    /// Whether Palisade itself is short.
+    pub overload: Arc<Overload>,
     /// Who is shut out.
     pub bans: Arc<Bans>,
 }

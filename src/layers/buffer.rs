@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::{
     budget::Reserved,
+    route::BodyLimit,
     slots::Slot,
     spill::{Config, Spilled, Store},
 };
@@ -178,7 +179,7 @@ where
     fn call(&mut self, request: Request<Received>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let arrival = parts.extensions.get::<Arrival>();
-        let limit = self.policy.limit.0;
+        let limit = parts.extensions.get::<BodyLimit>().map_or(self.policy.limit.0, |route| route.0);
         if http_body::Body::size_hint(&body).lower() > limit {
             return Buffered::Refused { refusal: Some(Refusal::BodyTooLarge) };
         }
@@ -250,8 +251,9 @@ struct Taken {
 
 async fn take_in(body: Received, policy: &Policy, client: ClientKey, limit: u64) -> Taken {
     let now = policy.sweep.now();
-    let pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
-    let mut intake = Intake { body, pace, beat: policy.sweep.enrol(pace.deadline(now)), piece: BytesMut::new(), read: 0, limit };
+    let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
+    let beat = policy.sweep.enrol(pace.deadline(now));
+    let mut intake = Intake { body, pace, beat, piece: BytesMut::new(), read: 0, limit };
     let content = intake.collect(policy, client).await;
     Taken { content, read: intake.read }
 }
@@ -283,16 +285,16 @@ impl Intake {
                 break;
             }
         }
+        self.pace.pause(self.beat.now());
+        self.beat.unlimited();
         let file = Spilled::create(store, &policy.config.dir, store.disk.open_for(client)).await;
         let mut file = file.map_err(|error| disk_failed(&error))?;
         loop {
-            let piece = std::mem::take(&mut self.piece).freeze();
-            file.append(piece).await.map_err(|error| disk_failed(&error))?;
+            self.put_away(&mut file).await?;
             reserved.clear();
             while self.piece.len() < PIECE {
                 if !self.next().await? {
-                    let last = std::mem::take(&mut self.piece).freeze();
-                    file.append(last).await.map_err(|error| disk_failed(&error))?;
+                    self.put_away(&mut file).await?;
                     return Ok(Content::File(file));
                 }
                 if !reserved.grow_to(self.piece.capacity()) {
@@ -300,6 +302,16 @@ impl Intake {
                 }
             }
         }
+    }
+
+    /// Writes the piece to the file. The client does not answer for the time that the disk takes.
+    async fn put_away(&mut self, file: &mut Spilled) -> Result<(), Refusal> {
+        self.pace.pause(self.beat.now());
+        self.beat.unlimited();
+        let piece = std::mem::take(&mut self.piece).freeze();
+        file.append(piece).await.map_err(|error| disk_failed(&error))?;
+        self.beat.until(self.pace.deadline(self.beat.now()));
+        Ok(())
     }
 
     /// Appends what comes next to the piece. False at the end.
@@ -322,6 +334,7 @@ impl Intake {
         if self.read > self.limit {
             return Err(Refusal::BodyTooLarge);
         }
+        self.beat.advance(moved as u64);
         self.pace.moved(moved);
         self.beat.until(self.pace.deadline(self.beat.now()));
         Ok(more)

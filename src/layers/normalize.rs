@@ -22,7 +22,7 @@ use tower_service::Service;
 
 use super::{
     field_policy::{Kind, imitates_framing, is_protected, is_trust, kind},
-    handshake::{self, Upgrade},
+    handshake::{self, Extended, Upgrade},
     outcome::Decided,
     path_policy::PathPolicy,
     target_view,
@@ -156,11 +156,13 @@ impl Config {
         Ok(())
     }
 
-    /// T1.
+    /// T1. Puma reads fewer methods than RFC 9110 §9.1 allows: of others it answers 400 on a new connection and nothing at all on a
+    /// used one (5.6.5, measured), where they would hold a thread until the response timeout. So they are refused in either mode.
     fn method(&self, method: &Method, notes: &Notes) -> Result<(), Refusal> {
         match method.as_str() {
             "TRACE" | "TRACK" => Err(Refusal::Denied(Rule::T1)),
             "CONNECT" | "PRI" => Err(Refusal::Denied(Rule::T1Unknown)),
+            name if !puma_reads(name) => Err(Refusal::Denied(Rule::T1Unknown)),
             name if self.methods.0.is_empty() || self.methods.0.iter().any(|m| m == name) => Ok(()),
             _ => self.unwanted(Refusal::Denied(Rule::T1), notes),
         }
@@ -192,9 +194,16 @@ impl Config {
     fn fields(&self, head: &mut Parts, notes: &Notes) -> Result<bool, Refusal> {
         let two = head.version == Version::HTTP_2;
         let options = if two { Options::default() } else { connection_options(&head.headers)? };
-        let websocket = options.upgrade
-            && handshake::is_websocket(&head.method, head.version, &head.headers)
-            && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        let extended = two && head.extensions.get::<Extended>().is_some();
+        let well_formed = match extended {
+            true => handshake::is_extended(&head.method, &head.headers),
+            false => options.upgrade && handshake::is_websocket(&head.method, head.version, &head.headers),
+        };
+        let websocket = well_formed && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        if extended && !websocket {
+            // It cannot go on as a plain request: its client would read any success as an open tunnel.
+            return Err(Refusal::Denied(Rule::T12));
+        }
         let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
         let repeated = head.headers.keys_len() < head.headers.len();
         let mut cookies = 0_usize;
@@ -241,10 +250,14 @@ impl Config {
         for name in options.named {
             head.headers.remove(name);
         }
+        if extended {
+            handshake::complete(&mut head.headers);
+        }
         if cookies > 1 {
             join_cookies(&mut head.headers)?;
         }
-        if head.headers.len() > self.fields {
+        let ours = usize::from(head.headers.contains_key(X_REQUEST_ID));
+        if head.headers.len().saturating_sub(ours) > self.fields {
             return Err(Refusal::HeaderTooLarge(Rule::G9Size));
         }
         Ok(websocket)
@@ -297,6 +310,12 @@ impl Config {
             }
         }
     }
+}
+
+/// Whether Puma's parser takes the method.
+fn puma_reads(method: &str) -> bool {
+    (1..=PUMAS_METHOD).contains(&method.len())
+        && method.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'$' | b'-' | b'_' | b'.'))
 }
 
 /// What `Connection` says.
@@ -369,6 +388,11 @@ fn join_cookies(headers: &mut HeaderMap) -> Result<(), Refusal> {
 /// Options that a `Connection` may name; each costs a look-up.
 const MAX_OPTIONS: usize = 32;
 
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest method that Puma reads.
+const PUMAS_METHOD: usize = 20;
+
 #[cfg(test)]
 mod tests {
     use super::{super::fixture, *};
@@ -424,8 +448,13 @@ mod tests {
         for (method, rule) in [("TRACE", Rule::T1), ("TRACK", Rule::T1), ("CONNECT", Rule::T1Unknown), ("PRI", Rule::T1Unknown)] {
             assert_eq!(strict.run(method, "/", &[]).err(), Some(Refusal::Denied(rule)), "{method}");
         }
-        for method in ["QUERY", "PROPFIND", "REPORT", "MKCALENDAR", "LINK", "get"] {
+        for method in ["QUERY", "PROPFIND", "REPORT", "MKCALENDAR", "LINK", "M-SEARCH", "A$_.9", "AAAAAAAAAAAAAAAAAAAA"] {
             assert!(strict.run(method, "/", &[]).is_ok(), "{method}");
+        }
+        let monitor = Case { config: Config { mode: Strictness::Monitor, ..Config::default() }, ..Case::strict() };
+        for method in ["get", "Get", "A!", "A|B", "AAAAAAAAAAAAAAAAAAAAA"] {
+            assert_eq!(strict.run(method, "/", &[]).err(), Some(Refusal::Denied(Rule::T1Unknown)), "{method}");
+            assert_eq!(monitor.run(method, "/", &[]).err(), Some(Refusal::Denied(Rule::T1Unknown)), "{method}");
         }
         let config = Config { methods: OneOrMany(vec!["GET".into()]), ..Config::default() };
         let listed = Case { config, ..Case::strict() };

@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Version, uri::Authority};
+use tokio::sync::mpsc;
 
 use super::{
     Config, End, Format,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     accept::client::Client,
+    guard::rule::Rule,
     http::arrival::Notes,
     metrics::{Finished, Metrics},
     refusal::Refusal,
@@ -30,6 +32,25 @@ pub struct Recorder {
     style: ArcSwap<Style>,
     sink: Sink,
     metrics: Arc<Metrics>,
+    witness: Option<Witness>,
+}
+
+/// Hears of every end.
+type Witness = mpsc::UnboundedSender<Verdict>;
+
+/// How one request ended, and by which rules.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// As the client sent it, as far as it was read.
+    pub method: Vec<u8>,
+    /// As the client sent it, as far as it was read.
+    pub target: Vec<u8>,
+    /// The status of the answer.
+    pub status: StatusCode,
+    /// How it ended.
+    pub end: End,
+    /// Rules that repaired something, or would have refused.
+    pub observed: Vec<Rule>,
 }
 
 /// What is kept of a request until it ends: references to its bytes, no copies.
@@ -85,7 +106,14 @@ impl Recorder {
             let help = "Access lines that found no room or could not be written.";
             sheet.counter("palisade_log_lines_dropped_total", help, &[], dropped());
         }));
-        Ok(Arc::new(Recorder { style: ArcSwap::from_pointee(Style::of(config)), sink, metrics }))
+        Ok(Arc::new(Recorder { style: ArcSwap::from_pointee(Style::of(config)), sink, metrics, witness: None }))
+    }
+
+    /// Writes no line, and tells `witness` of every end.
+    pub fn before(witness: mpsc::UnboundedSender<Verdict>, metrics: Arc<Metrics>) -> io::Result<Arc<Self>> {
+        let config = Config { access: Format::Off, ..Config::default() };
+        let sink = Sink::open(Target::Stderr)?;
+        Ok(Arc::new(Recorder { style: ArcSwap::from_pointee(Style::of(&config)), sink, metrics, witness: Some(witness) }))
     }
 
     /// Takes over the form and the redactions of a new configuration, and opens the file again. Another file takes a restart.
@@ -113,6 +141,13 @@ impl Recorder {
     pub fn finish(&self, entry: &Entry) {
         let status = entry.status.or(entry.end.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let total = entry.notes.started.elapsed();
+        self.tell(|| Verdict {
+            method: entry.method.as_str().as_bytes().to_vec(),
+            target: entry.target.to_vec(),
+            status,
+            end: entry.end,
+            observed: entry.notes.observed().collect(),
+        });
         self.metrics.count(Finished {
             method: entry.method.as_str().as_bytes(),
             version: entry.version,
@@ -149,6 +184,7 @@ impl Recorder {
     /// Bytes that never became a request were answered. `method` and `target` are what was read of them, if anything.
     pub fn refused_bytes(&self, client: &Client, started: Instant, method: &[u8], target: &[u8], refusal: Refusal) {
         let (status, end, total) = (refusal.status(), End::Refused(refusal), started.elapsed());
+        self.tell(|| Verdict { method: method.to_vec(), target: target.to_vec(), status, end, observed: Vec::new() });
         self.metrics.count(Finished { method, version: Version::HTTP_11, status, total, end, notes: None });
         let now = SystemTime::now();
         self.write(&Line {
@@ -168,6 +204,13 @@ impl Recorder {
             total,
             end,
         });
+    }
+
+    fn tell(&self, verdict: impl FnOnce() -> Verdict) {
+        if let Some(witness) = &self.witness {
+            // A witness that has gone does not want to know.
+            witness.send(verdict()).unwrap_or_default();
+        }
     }
 
     fn write(&self, line: &Line<'_>) {

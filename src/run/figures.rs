@@ -8,14 +8,17 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use super::assembly::Concealed;
 use crate::{
     accept::{
         Gate,
         counters::{Failure, Rejected},
     },
     admin::Capacity,
+    audit::{Finding, Severity},
     layers::spill::Store,
     metrics::{Metrics, Sheet},
+    sandbox::{Confinement, Part},
     upstream::Puma,
 };
 
@@ -27,6 +30,32 @@ pub fn register(metrics: &Metrics, gate: &Arc<Gate>, puma: &Puma, store: &Arc<St
         slots(sheet, &puma);
         buffers(sheet, &store);
         reloads(sheet);
+    }));
+}
+
+/// Registers the answers that told too much.
+pub fn register_concealed(metrics: &Metrics, concealed: &Concealed) {
+    let parts = [("fields", Arc::clone(&concealed.fields)), ("backtrace", Arc::clone(&concealed.backtraces))];
+    metrics.collect_with(Box::new(move |sheet| {
+        for (part, count) in &parts {
+            let help = "Answers of the application that told too much of it, concealed or observed.";
+            sheet.counter("palisade_answers_concealed_total", help, &[("part", part)], count.load(Relaxed));
+        }
+    }));
+}
+
+/// Registers what was settled at the start.
+pub fn register_start(metrics: &Metrics, confinement: Confinement, findings: Vec<Finding>) {
+    metrics.collect_with(Box::new(move |sheet| {
+        for part in Part::EACH {
+            let given_up = if confinement.has(part) { 1.0 } else { 0.0 };
+            sheet.gauge("palisade_sandbox", "Whether the process has given this up.", &[("part", part.label())], given_up);
+        }
+        for severity in [Severity::Low, Severity::Medium, Severity::High, Severity::Critical] {
+            let count = findings.iter().filter(|finding| finding.severity == severity).count();
+            let labels = [("severity", &*severity.to_string())];
+            sheet.gauge("palisade_audit_findings", "What was found about Puma's set-up at the start.", &labels, count as f64);
+        }
     }));
 }
 

@@ -4,7 +4,10 @@
 //! on nothing ends the process but a signal.
 
 mod assembly;
+mod exposure;
 mod figures;
+mod notify;
+pub mod rehearsal;
 mod serve;
 
 use std::{fmt, io, sync::Arc, time::Duration};
@@ -15,12 +18,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::assembly::{House, Listeners, Makers, Stack};
 use crate::{
     accept::{self, listener::Inherited},
-    config::{Config, Loaded},
+    audit,
+    config::{Config, Loaded, secret::Unreadable},
     drain::emptied,
     exec::{Plan, Supervisor},
     http::body::Relay,
     layers,
     log::{Level, event},
+    sandbox, upstream,
 };
 
 /// Why Palisade cannot start: place, cause, remedy, exit code.
@@ -30,6 +35,12 @@ pub enum StartError {
     Bind(accept::Problem),
     /// A certificate or key cannot be used.
     Certificate(accept::Problem),
+    /// Privileges cannot be given up as the configuration requires.
+    Sandbox(accept::Problem),
+    /// A secret cannot be read, or others can.
+    Secret(accept::Problem),
+    /// `audit.on_start` is `"block"`, and this was found.
+    Audit(Vec<audit::Finding>),
     /// A file, folder or other resource is not there.
     Resource {
         /// The key or path.
@@ -45,14 +56,21 @@ impl StartError {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Resource { .. } => 1,
+            StartError::Resource { .. } | StartError::Sandbox(_) | StartError::Secret(_) => 1,
             StartError::Bind(_) => 4,
+            StartError::Audit(_) => audit::FOUND,
             StartError::Certificate(_) => 7,
         }
     }
 
     fn bind(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| StartError::Bind(accept::Problem { place: place.to_owned(), cause: error.to_string(), remedy: remedy.to_owned() })
+    }
+
+    /// A secret is read by the user who will read it again, and its mode is looked at before anything is served by it.
+    fn token(error: Unreadable) -> Self {
+        let (cause, remedy) = (error.to_string(), error.remedy());
+        StartError::Secret(accept::Problem { place: "upstream.control_token_file".to_owned(), cause, remedy })
     }
 
     fn resource(place: &'static str, remedy: &'static str) -> impl FnOnce(io::Error) -> Self {
@@ -63,7 +81,13 @@ impl StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Bind(problem) | StartError::Certificate(problem) => problem.fmt(f),
+            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) | StartError::Secret(problem) => {
+                problem.fmt(f)
+            }
+            StartError::Audit(findings) => {
+                findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
+                f.write_str("audit.on_start is \"block\": repair these, waive them in audit.ignore, or set it to \"warn\"")
+            }
             StartError::Resource { place, error, remedy } => write!(f, "{place}: {error}; {remedy}"),
         }
     }
@@ -83,9 +107,17 @@ pub fn run_around(loaded: Loaded, plan: Plan) -> Result<u8, StartError> {
 
 fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
     let Loaded { config, .. } = &loaded;
-    crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
     raise_descriptors();
     let mut inherited = Inherited::take().map_err(StartError::Bind)?;
+    let listeners = Listeners::bind(config, &mut inherited)?;
+    let findings = exposure::look(config)?;
+    // Every thread is started after this, so that it holds for all of them.
+    let confinement = if plan.is_none() { sandbox::enter(&loaded) } else { sandbox::around_puma(&loaded) };
+    let confinement = confinement.map_err(StartError::Sandbox)?;
+    crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
+    upstream::token(&config.upstream).map_err(StartError::token)?;
+    confinement.announce();
+    exposure::report(&findings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.server.threads())
         .thread_name("palisade")
@@ -93,10 +125,10 @@ fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
         .build()
         .map_err(StartError::resource("server.workers", "free memory or threads"))?;
     let outcome = runtime.block_on(async {
-        let listeners = Listeners::bind(config, &mut inherited)?;
         let signals = Signals::install(plan.is_some()).map_err(StartError::resource("signals", "run on a system that has signals"))?;
         let makers = Makers { stack: layers::stack, redirect: layers::redirect_stack };
         let house = House::build(config, makers, plan.is_some())?;
+        house.show(confinement, findings);
         // After everything that can fail: no Puma is started for nothing.
         let puma = plan.map(Plan::start).transpose().map_err(StartError::resource("exec", "name a command that can be run"))?;
         serve_until_told(&loaded, listeners, signals, Arc::new(house), puma).await
@@ -122,11 +154,14 @@ where
     let mut config = loaded.config.clone();
     let serving = listeners.start(&house);
     house.announce(&config);
+    notify::watch();
+    notify::ready();
     loop {
         let told = tokio::select! {
             told = signals.next() => told,
             code = ended(&mut puma) => {
                 event(Level::Error, "Puma has ended", &[("code", &code)]);
+                notify::stopping();
                 house.close();
                 house.flush();
                 return Ok(code);
@@ -135,20 +170,25 @@ where
         match (told, &puma) {
             (Told::Drain, _) => break,
             (Told::End, _) => {
+                notify::stopping();
                 house.close();
                 return Ok(end(puma, ForPuma::INT, &config).await);
             }
-            // Its other signal is Puma's.
-            (Told::Reload, Some(_)) => {
-                house.reopen();
+            (Told::Reload, puma) => {
+                notify::reloading();
+                if puma.is_some() {
+                    // Its other signal is Puma's.
+                    house.reopen();
+                }
                 reload(loaded, &mut config, &house);
+                notify::ready();
             }
-            (Told::Reload, None) => reload(loaded, &mut config, &house),
             (Told::Reopen, _) => house.reopen(),
             (Told::Pass(signal), Some(puma)) => puma.pass(signal),
             (Told::Pass(_), None) => {}
         }
     }
+    notify::stopping();
     event(Level::Info, "draining", &[("grace", &config.server.drain)]);
     house.drain.leave();
     let leave = async {
@@ -202,7 +242,7 @@ fn reload<S: Clone, R: Clone>(loaded: &Loaded, config: &mut Config, house: &Hous
         }
         Err(error) => {
             figures::reload_failed();
-            event(Level::Error, "reload refused, the old configuration stays", &[("why", &error)]);
+            event(Level::Error, "reload refused, the old configuration stays", &[("why", &error), ("sandbox", &REACH)]);
         }
     }
 }
@@ -273,6 +313,9 @@ impl Signals {
         }
     }
 }
+
+/// Why a file that is there may be out of reach.
+const REACH: &str = "files outside the folders of the start can be read after a restart only";
 
 /// As many descriptors as the hard limit allows; a soft limit of 1024 would end at a thousand clients.
 fn raise_descriptors() {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    config::secret::{Secret, Unreadable},
     puma::puma_rb,
     upstream::{
         Config, Inner,
@@ -59,14 +60,17 @@ async fn keep_up(puma: Weak<Inner>) {
 /// Asks the control server; no answer leaves everything as it is.
 async fn ask(puma: &Inner) -> bool {
     let Some(control) = &puma.config.control_url else { return false };
-    let token = match &puma.config.control_token_file {
-        Some(file) => tokio::fs::read_to_string(file).await.unwrap_or_default(),
-        None => String::new(),
-    };
-    let Ok(stats) = stats::fetch(control, token.trim(), STATS_DEADLINE).await else { return false };
+    let Ok(token) = token(&puma.config) else { return false };
+    let token = token.as_ref().map(Secret::expose).unwrap_or_default();
+    let Ok(stats) = stats::fetch(control, token, STATS_DEADLINE).await else { return false };
     puma.set_version(stats.version);
     puma.reported.store(Some(Arc::new(Reported { stats, at: Instant::now() })));
     true
+}
+
+/// The token, read each time: it may be replaced while we run.
+pub fn token(config: &Config) -> Result<Option<Secret>, Unreadable> {
+    config.control_token_file.as_deref().map(Secret::read).transpose()
 }
 
 fn apply(puma: &Inner) {

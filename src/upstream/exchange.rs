@@ -74,12 +74,13 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
         patience: parts.extensions.get::<ResponseTimeout>().map_or(puma.config.response_timeout.get(), |t| t.0),
         notes: parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)),
     };
+    let usual = canonical.is_usual();
     let (head, body) = canonical.into_parts();
     let (slot, content) = body.into_parts();
     let mut slot = slot.ok_or(Refusal::Internal)?;
     let mut wire = Wire { head: head.len(), bytes: head, content };
     let mut give_up = None;
-    let mut wish = Wish::Pooled { careful: !purpose.idempotent };
+    let mut wish = if usual { Wish::Pooled { careful: !purpose.idempotent } } else { Wish::Fresh };
     for attempt in 0..MOST_ATTEMPTS {
         if attempt > 1 {
             tokio::time::sleep(RETRY_PAUSE).await;

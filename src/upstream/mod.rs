@@ -44,7 +44,7 @@ mod turn;
 mod upgrade;
 
 pub use answer::Answer;
-pub use capacity::Reported;
+pub use capacity::{Reported, token};
 pub use health::Config as Health;
 pub use pool::Reuse;
 

@@ -27,6 +27,7 @@ pub struct Setup {
     awaits: &'static str,
     /// What `palisade exec` gets, instead of `palisade run`.
     exec: Option<Vec<OsString>>,
+    environment: Vec<(&'static str, String)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +50,8 @@ impl Setup {
     pub fn before(upstream: impl AsRef<str>) -> Setup {
         let dir = TempDir::new().unwrap();
         let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
-        let mut setup = Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready", exec: None };
+        let mut setup =
+            Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready", exec: None, environment: Vec::new() };
         fs::create_dir(setup.spool()).unwrap();
         setup.merge(&format!(
             "domains = [\"localhost\", \"127.0.0.1\"]\n\
@@ -106,6 +108,12 @@ impl Setup {
         self
     }
 
+    /// Sets a variable of the process.
+    pub fn env(mut self, name: &'static str, value: impl Into<String>) -> Setup {
+        self.environment.push((name, value.into()));
+        self
+    }
+
     pub fn start(self) -> Palisade {
         let file = self.file();
         fs::write(&file, self.document.to_string()).unwrap();
@@ -113,6 +121,7 @@ impl Setup {
         command.arg(if self.exec.is_some() { "exec" } else { "run" }).arg("--config").arg(&file);
         // Whatever it leaves behind is left here, and seen.
         command.args(self.exec.iter().flatten()).env("TMPDIR", self.dir.path());
+        command.envs(self.environment.iter().cloned());
         let process = Process::start("palisade", command, self.dir.path());
         let root = self.tls.then(|| CertificateDer::from(fs::read(self.dir.path().join("cert.der")).unwrap()));
         let mut palisade = Palisade { process, dir: self.dir, ports: self.ports, root };

@@ -32,6 +32,16 @@ async fn kept_alive_requests_share_a_connection_and_go_out_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_method_that_puma_may_refuse_gets_a_connection_of_its_own() {
+    let puma = Scripted::new(vec![Say::Keep(ok("one")), Say::Keep(ok("two")), Say::Keep(ok("three"))]);
+    let way = Way::new(kept(&puma.address));
+    assert_eq!(way.get("/1").await.unwrap().1, "one");
+    assert_eq!(way.fetch("REPORT /2 HTTP/1.1\r\nHost: app\r\n\r\n", b"").await.unwrap().1, "two");
+    assert_eq!(way.get("/3").await.unwrap().1, "three");
+    assert_eq!(puma.connections()[..2], [0, 1]);
+}
+
+#[tokio::test]
 async fn bytes_behind_an_answer_cost_the_connection_and_reach_nobody() {
     let mut surplus = ok("one");
     surplus.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");

@@ -340,13 +340,13 @@ impl Metered {
     fn calm(&mut self, cx: &mut Context<'_>) {
         let stream = &mut self.stream;
         let said = !self.is_torn
-            && Pin::new(&mut *stream).poll_write(cx, &CALM).is_ready_and(|wrote| wrote.is_ok())
-            && Pin::new(&mut *stream).poll_flush(cx).is_ready_and(|done| done.is_ok())
-            && Pin::new(&mut *stream).poll_shutdown(cx).is_ready_and(|done| done.is_ok());
+            && Pin::new(&mut *stream).poll_write(cx, &CALM).holds_now(|wrote| wrote.is_ok())
+            && Pin::new(&mut *stream).poll_flush(cx).holds_now(|done| done.is_ok())
+            && Pin::new(&mut *stream).poll_shutdown(cx).holds_now(|done| done.is_ok());
         let mut away = [0; 4096];
         for _ in 0..if said { READ_AWAY } else { 0 } {
             let mut into = ReadBuf::new(&mut away);
-            if !Pin::new(&mut *stream).poll_read(cx, &mut into).is_ready_and(|read| read.is_ok()) || into.filled().is_empty() {
+            if !Pin::new(&mut *stream).poll_read(cx, &mut into).holds_now(|read| read.is_ok()) || into.filled().is_empty() {
                 return;
             }
         }
@@ -407,11 +407,11 @@ impl AsyncWrite for Metered {
 }
 
 trait ReadyAnd<T> {
-    fn is_ready_and(self, holds: impl FnOnce(T) -> bool) -> bool;
+    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool;
 }
 
 impl<T> ReadyAnd<T> for Poll<T> {
-    fn is_ready_and(self, holds: impl FnOnce(T) -> bool) -> bool {
+    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool {
         match self {
             Poll::Ready(value) => holds(value),
             Poll::Pending => false,

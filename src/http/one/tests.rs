@@ -73,6 +73,9 @@ async fn echo(mut request: Request<Received>) -> Response<Script> {
     response
 }
 
+/// How each answer of a connection ended.
+type Ends = Vec<Arc<Mutex<Vec<End>>>>;
+
 /// The answer without its Date.
 fn plain(answer: &str) -> String {
     answer.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect()
@@ -185,7 +188,7 @@ async fn an_answer_of_unknown_length_comes_in_chunks() {
 #[tokio::test]
 async fn an_http_1_0_client_is_told_the_end_of_an_answer_by_the_end_of_the_connection() {
     let (ends, answers) = (Arc::new(Mutex::new(Vec::new())), Arc::default());
-    let seen: Arc<Mutex<Vec<Arc<Mutex<Vec<End>>>>>> = Arc::clone(&answers);
+    let seen: Arc<Mutex<Ends>> = Arc::clone(&answers);
     let mut bench = Bench::one(slow(), move |_| {
         let script = Script::of(&["hello", "world"], false);
         seen.lock().unwrap().push(Arc::clone(&script.ends));

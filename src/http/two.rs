@@ -338,13 +338,13 @@ impl Metered {
     fn calm(&mut self, cx: &mut Context<'_>) {
         let stream = &mut self.stream;
         let said = !self.is_torn
-            && Pin::new(&mut *stream).poll_write(cx, &CALM).is_ready_and(|wrote| wrote.is_ok())
-            && Pin::new(&mut *stream).poll_flush(cx).is_ready_and(|done| done.is_ok())
-            && Pin::new(&mut *stream).poll_shutdown(cx).is_ready_and(|done| done.is_ok());
+            && matches!(Pin::new(&mut *stream).poll_write(cx, &CALM), Poll::Ready(Ok(_)))
+            && matches!(Pin::new(&mut *stream).poll_flush(cx), Poll::Ready(Ok(())))
+            && matches!(Pin::new(&mut *stream).poll_shutdown(cx), Poll::Ready(Ok(())));
         let mut away = [0; 4096];
         for _ in 0..if said { READ_AWAY } else { 0 } {
             let mut into = ReadBuf::new(&mut away);
-            if !Pin::new(&mut *stream).poll_read(cx, &mut into).is_ready_and(|read| read.is_ok()) || into.filled().is_empty() {
+            if !matches!(Pin::new(&mut *stream).poll_read(cx, &mut into), Poll::Ready(Ok(()))) || into.filled().is_empty() {
                 return;
             }
         }
@@ -401,19 +401,6 @@ impl AsyncWrite for Metered {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-}
-
-trait ReadyAnd<T> {
-    fn is_ready_and(self, holds: impl FnOnce(T) -> bool) -> bool;
-}
-
-impl<T> ReadyAnd<T> for Poll<T> {
-    fn is_ready_and(self, holds: impl FnOnce(T) -> bool) -> bool {
-        match self {
-            Poll::Ready(value) => holds(value),
-            Poll::Pending => false,
-        }
     }
 }
 

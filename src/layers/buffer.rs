@@ -443,7 +443,7 @@ mod tests {
             let (client, body) = bench.of_length(length);
             write(client, bytes.clone());
             let complete = bench.take(body).await.unwrap();
-            assert_eq!(complete.len(), Some(length));
+            assert_eq!(complete.length(), Some(length));
             match complete.content() {
                 Content::Memory(held) => assert!(!is_file && held[..] == bytes && bench.used().0 >= length && bench.used().1 == 0),
                 Content::File(file) => {
@@ -465,11 +465,11 @@ mod tests {
     #[tokio::test]
     async fn no_body_and_an_empty_body_are_not_the_same() {
         let bench = Bench::new(1 << 20, 1 << 20, 1 << 20);
-        assert_eq!(bench.take(Received::None).await.unwrap().len(), None);
-        assert_eq!(bench.take(Received::Whole(Bytes::new())).await.unwrap().len(), Some(0));
+        assert_eq!(bench.take(Received::None).await.unwrap().length(), None);
+        assert_eq!(bench.take(Received::Whole(Bytes::new())).await.unwrap().length(), Some(0));
         let (client, body) = bench.of_chunks();
         write(client, b"0\r\n\r\n".to_vec());
-        assert_eq!(bench.take(body).await.unwrap().len(), Some(0));
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(0));
     }
 
     #[tokio::test]
@@ -478,7 +478,7 @@ mod tests {
         let (_client, body) = bench.of_length(1001);
         assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BodyTooLarge);
         assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1001]))).await.unwrap_err(), Refusal::BodyTooLarge);
-        assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1000]))).await.unwrap().len(), Some(1000));
+        assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1000]))).await.unwrap().length(), Some(1000));
     }
 
     #[tokio::test]
@@ -528,7 +528,7 @@ mod tests {
             }
             sleep(std::time::Duration::from_secs(9)).await;
         });
-        assert_eq!(bench.take(body).await.unwrap().len(), Some(20_000));
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(20_000));
         let (mut client, body) = bench.of_length(20_000);
         tokio::spawn(async move {
             while client.write_all(&[1]).await.is_ok() {
@@ -551,6 +551,6 @@ mod tests {
             client.write_all(&[1; 1_000_000]).await.unwrap_or_default();
             sleep(std::time::Duration::from_secs(9)).await;
         });
-        assert_eq!(bench.take(body).await.unwrap().len(), Some(3_000_000));
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(3_000_000));
     }
 }

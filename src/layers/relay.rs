@@ -463,7 +463,7 @@ mod tests {
         let response = RelayLayer::new(Arc::clone(&store), config).layer(puma).oneshot(Request::new(())).await.unwrap();
         match response.into_body() {
             Relayed::Live(absorber) => (dir, store, absorber),
-            other => panic!("{other:?}"),
+            other @ (Relayed::Whole(_) | Relayed::Pumped { .. }) => panic!("{other:?}"),
         }
     }
 

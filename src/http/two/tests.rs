@@ -118,10 +118,7 @@ async fn rapid_reset_in_small_doses_ends_the_same_way() {
     let mut bench = Bench::two(Timeouts::default(), hello_world);
     bench.send(hello(&[])).await;
     for n in 0..300u32 {
-        let pair = [
-            frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET),
-            frame(RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes()),
-        ];
+        let pair = [frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET), frame(RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes())];
         if bench.client.write_all(&pair.concat()).await.is_err() {
             break;
         }
@@ -272,8 +269,7 @@ async fn draining_answers_what_is_under_way_and_ends() {
 
 /// Sends requests as hyper's client does.
 async fn client(stream: UnixStream) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
 }
@@ -393,9 +389,8 @@ async fn an_extended_connect_that_puma_does_not_switch_is_no_success() {
         });
         let (_, spare) = UnixStream::pair().unwrap();
         let stream = std::mem::replace(&mut bench.client, spare);
-        let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         // The client may send :protocol only once the server's SETTINGS are here.
         tokio::time::sleep(Duration::from_millis(50)).await;

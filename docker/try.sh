@@ -33,7 +33,7 @@ ldd "$binary" 2>&1 | grep -q "statically linked" || { echo "$binary is not stati
 echo "== the image of Palisade"
 cp docker/Containerfile "$work/"
 cp "$binary" "$work/palisade"
-buildah bud --quiet --isolation chroot -f "$work/Containerfile" -t localhost/palisade:try "$work" >/dev/null
+buildah bud --quiet --format docker --isolation chroot -f "$work/Containerfile" -t localhost/palisade:try "$work" >/dev/null
 
 echo "== the image of Debian's Puma"
 if ! podman image exists localhost/puma:try; then
@@ -60,7 +60,8 @@ podman volume create "$pod-spool" >/dev/null
 for volume in "$pod-sockets" "$pod-spool"; do
   chown 65532:65532 "$(podman volume inspect --format '{{.Mountpoint}}' "$volume")"
 done
-podman run -d --pod "$pod" --name "$pod-puma" "${hard[@]}" --memory 256m -e PALISADE_SOCKETS=/run/palisade -e HOME=/app \
+# Puma writes bodies above 112 KiB to a file: it needs a place for it.
+podman run -d --pod "$pod" --name "$pod-puma" "${hard[@]}" --tmpfs /tmp:mode=1777,size=64m --memory 256m -e PALISADE_SOCKETS=/run/palisade -e HOME=/app \
   -v "$pod-sockets:/run/palisade" -v "$work/app:/app:ro" localhost/puma:try puma -C /app/demo/puma.rb /app/demo/config.ru >/dev/null
 podman run -d --pod "$pod" --name "$pod-proxy" "${hard[@]}" --memory 64m --cpus 0.5 \
   -v "$pod-sockets:/run/palisade" -v "$pod-spool:/spool" -v "$work/etc:/etc/palisade:ro" localhost/palisade:try >/dev/null

@@ -1,9 +1,10 @@
 //! The command line: what to do, with which configuration, and how it ended.
 
 use std::{
+    ffi::OsString,
     fmt,
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,10 +16,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     accept::{self, tls::Terminator},
     admin,
-    audit::{self, Severity},
+    audit::{self, Options, Proxy, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
-    explain,
-    run::{StartError, run},
+    exec, explain,
+    run::{StartError, run, run_around},
     upstream::connect::Address,
 };
 
@@ -40,6 +41,15 @@ pub struct Arguments {
 enum Command {
     /// Serves, in the foreground (the default).
     Run,
+    /// Starts Puma on private sockets, serves before it and ends with it: exec -- bin/rails server.
+    Exec {
+        /// What happens when Puma ends by itself.
+        #[arg(long, value_enum, default_value_t)]
+        restart: exec::Restart,
+        /// The command that starts Puma, and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
     /// Names everything that is wrong with the configuration and its certificates.
     Check {
         /// Connects to the upstream too.
@@ -111,6 +121,9 @@ enum Failure {
     Configuration(Invalid),
     Certificate(accept::Problem),
     Start(StartError),
+    NoPlan(exec::NoPlan),
+    /// Puma's own code.
+    Ended(u8),
     Upstream(String),
     Found,
     NotReady(String),
@@ -123,6 +136,7 @@ impl Arguments {
     pub fn perform(self) -> ExitCode {
         let outcome = match &self.command {
             None | Some(Command::Run) => self.load().and_then(|loaded| run(loaded).map_err(Failure::Start)),
+            Some(Command::Exec { restart, command }) => self.exec(*restart, command.clone()),
             Some(Command::Check { live }) => self.load().and_then(|loaded| check(&loaded, *live)),
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),
@@ -147,7 +161,22 @@ impl Arguments {
     }
 
     fn load(&self) -> Result<Loaded, Failure> {
-        Config::load(&Inputs::of_process(self.config.clone(), self.set.clone())).map_err(Failure::Configuration)
+        Config::load(&self.inputs()).map_err(Failure::Configuration)
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::of_process(self.config.clone(), self.set.clone())
+    }
+
+    fn exec(&self, restart: exec::Restart, command: Vec<OsString>) -> Result<(), Failure> {
+        let mut inputs = self.inputs();
+        exec::accept_thruster(&mut inputs);
+        let plan = exec::Plan::prepare(command, restart, &mut inputs).map_err(Failure::NoPlan)?;
+        let loaded = Config::load(&inputs).map_err(Failure::Configuration)?;
+        match run_around(loaded, plan).map_err(Failure::Start)? {
+            0 => Ok(()),
+            code => Err(Failure::Ended(code)),
+        }
     }
 }
 
@@ -156,7 +185,8 @@ impl Failure {
         match self {
             Failure::Configuration(invalid) => invalid.exit_code(),
             Failure::Start(error) => error.exit_code(),
-            Failure::Input(_) | Failure::Output(_) => 1,
+            Failure::Input(_) | Failure::Output(_) | Failure::NoPlan(_) => 1,
+            Failure::Ended(code) => *code,
             Failure::Upstream(_) => 5,
             Failure::Found => audit::FOUND,
             Failure::Certificate(_) => 7,
@@ -172,7 +202,8 @@ impl fmt::Display for Failure {
             Failure::Start(error) => error.fmt(f),
             Failure::Certificate(problem) => write!(f, "{}: {}\n  remedy: {}", problem.place, problem.cause, problem.remedy),
             Failure::Upstream(words) | Failure::NotReady(words) | Failure::Input(words) => f.write_str(words),
-            Failure::Found => Ok(()),
+            Failure::NoPlan(problem) => problem.fmt(f),
+            Failure::Found | Failure::Ended(_) => Ok(()),
             Failure::Output(error) => error.fmt(f),
         }
     }
@@ -219,7 +250,8 @@ fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option
         Some(FailOn::Never) => None,
     };
     let dir = dir.as_deref().unwrap_or(&config.app);
-    match audit::command(dir, format, least, &config.audit.ignore, &mut io::stdout().lock()) {
+    let options = Options { waivers: config.audit.ignore.clone(), proxy: proxy(config), ..Options::default() };
+    match audit::command(dir, format, least, &options, &mut io::stdout().lock()) {
         Ok(0) => Ok(()),
         Ok(_) => Err(Failure::Found),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -237,6 +269,22 @@ fn explain(config: Config, file: Option<&Path>, json: bool) -> Result<(), Failur
     };
     let all = bytes.and_then(|bytes| explain::explain(config, bytes)).map_err(|error| Failure::Input(format!("{name}: {error}")))?;
     print(&if json { explain::lines(&all) } else { explain::text(&all) })
+}
+
+/// What the audit may know of the proxy in front of the application.
+fn proxy(config: &Config) -> Proxy {
+    let is_here = |address: &Address| match address {
+        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Address::Unix(_) => true,
+    };
+    let single = config.tls.cert_file.clone().zip(config.tls.key_file.clone());
+    let listed = config.tls.certificate.iter().map(|certificate| (certificate.cert_file.clone(), certificate.key_file.clone()));
+    Proxy {
+        body_limit: Some(config.limits.body.0),
+        upstream_idle: None,
+        address: config.upstream.address.0.iter().all(is_here).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        certificates: listed.chain(single).collect(),
+    }
 }
 
 fn version(json: bool) -> String {

@@ -28,6 +28,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 use zeroize::Zeroizing;
 
 use super::Problem;
+use crate::config::secret;
 
 /// `[[tls.certificate]]` in `proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -203,7 +204,8 @@ fn is_private(mode: u32, owner: u32) -> bool {
 }
 
 fn open(path: &Path) -> Result<File, Problem> {
-    File::open(path).map_err(|error| problem(path, error, "check the path, and that Palisade's user may read the file"))
+    let file = secret::file(path).map_err(|error| problem(path, &error, error.remedy()))?;
+    File::open(file).map_err(|error| problem(path, error, "check the path, and that Palisade's user may read the file"))
 }
 
 fn read(path: &Path, file: &File) -> Result<Zeroizing<Vec<u8>>, Problem> {

@@ -23,6 +23,8 @@ pub enum Rejected {
     PerPrefix,
     /// `limits.accept_rate`.
     AcceptRate,
+    /// Palisade itself is short (`[overload]`).
+    Overload,
     /// `limits.tls_rate`.
     TlsRate,
     /// `limits.handshakes_per_ip`.
@@ -109,11 +111,12 @@ impl Counters {
 
 impl Rejected {
     /// Each reason, in the order of its declaration.
-    pub const ALL: [Rejected; 8] = [
+    pub const ALL: [Rejected; 9] = [
         Rejected::Connections,
         Rejected::PerAddress,
         Rejected::PerPrefix,
         Rejected::AcceptRate,
+        Rejected::Overload,
         Rejected::TlsRate,
         Rejected::Handshakes,
         Rejected::ProxyUnlisted,
@@ -127,6 +130,7 @@ impl Rejected {
             Rejected::PerAddress => "per_address",
             Rejected::PerPrefix => "per_prefix",
             Rejected::AcceptRate => "accept_rate",
+            Rejected::Overload => "overload",
             Rejected::TlsRate => "tls_rate",
             Rejected::Handshakes => "handshakes",
             Rejected::ProxyUnlisted => "proxy_unlisted",

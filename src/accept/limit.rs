@@ -148,6 +148,16 @@ impl Limits {
         }
     }
 
+    /// Whether health checks come from there.
+    pub(super) fn is_health(&self, peer: IpAddr) -> bool {
+        is_in(&self.rules.load().config.health_from.0, peer)
+    }
+
+    /// Drops a connection with little progress to make room for another; false where every one is worth more than a newcomer.
+    pub(super) fn exchange(&self, sweep: &Sweep) -> bool {
+        self.take_vacancy() || self.make_room(sweep, self.open())
+    }
+
     /// Begins a TLS handshake, after the ClientHello and before any expensive arithmetic.
     pub(super) fn handshake(self: &Arc<Self>, client: IpAddr) -> Result<Handshake, Rejected> {
         let rules = self.rules.load();

@@ -45,6 +45,7 @@ use self::{
     tls::Terminator,
     trusted::TrustedProxies,
 };
+use crate::overload::{Overload, Relief};
 
 /// What all listeners share. What a reload may change is behind a pointer that is replaced as a whole.
 #[derive(Debug)]
@@ -59,6 +60,8 @@ pub struct Gate {
     pub sweep: Arc<Sweep>,
     /// What happened, for the metrics.
     pub counters: Counters,
+    /// Whether Palisade itself is short.
+    pub overload: Arc<Overload>,
     /// TLS, if any listener speaks it.
     pub tls: Option<Arc<Terminator>>,
     /// Takes a line for the operator, at most one a second from each listener.
@@ -164,6 +167,10 @@ where
         gate.counters.reject(counters::Rejected::ProxyUnlisted);
         return transport.dismiss();
     }
+    if !has_room(gate, manner, ip) {
+        gate.counters.reject(counters::Rejected::Overload);
+        return transport.dismiss();
+    }
     let speaks_for_others = is_trusted || peer.is_none();
     let permit = match gate.limits.admit(&gate.sweep, ip, speaks_for_others) {
         Ok(permit) => permit,
@@ -193,6 +200,15 @@ where
             }
         });
     }
+}
+
+/// Whether Palisade is well enough for one more connection. When descriptors or memory are short, it comes in only instead of one
+/// with less progress; when CPU is, no handshake begins. Health checks always come in.
+fn has_room(gate: &Gate, manner: Manner, peer: IpAddr) -> bool {
+    if gate.overload.relief() == Relief::None || gate.limits.is_health(peer) {
+        return true;
+    }
+    if gate.overload.lacks_cpu() { manner.protocol != Protocol::Https } else { gate.limits.exchange(&gate.sweep) }
 }
 
 /// What to do about an error of accept: nothing, or to wait, and whether the operator should hear of it.

@@ -153,6 +153,11 @@ impl Pace {
         stalled.min(self.end)
     }
 
+    /// Whether the turn is elsewhere.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
     /// The client is not to blame for the time that passes from `now` on.
     pub fn pause(&mut self, now: Millis) {
         if !self.is_paused {

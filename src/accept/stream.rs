@@ -39,6 +39,12 @@ impl Stream {
         Stream { transport, protocol, http2 }
     }
 
+    /// A plain connection for the tests of what comes behind.
+    #[cfg(test)]
+    pub fn of_unix(stream: UnixStream) -> Self {
+        Stream { transport: Transport::Unix(stream), protocol: Protocol::Http, http2: true }
+    }
+
     /// What its listener serves.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -63,6 +69,15 @@ impl Stream {
         };
         // Where the option cannot be set the peer has reset already.
         tcp.set_zero_linger().unwrap_or_default();
+    }
+
+    /// Waits until the socket has room, which a write that found none has made it forget.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.transport {
+            Transport::Tcp(s) => s.poll_write_ready(cx),
+            Transport::Tls(s) => s.get_ref().0.poll_write_ready(cx),
+            Transport::Unix(s) => s.poll_write_ready(cx),
+        }
     }
 
     /// Reads what is there without registering for more. Under TLS always `WouldBlock`: what is there is known after decryption

@@ -9,7 +9,10 @@ use super::{
     listener::Inherited,
     *,
 };
-use crate::units::Deadline;
+use crate::{
+    overload::{self, Overload},
+    units::Deadline,
+};
 
 /// A running listener, and what its gate counts.
 struct Site {
@@ -27,6 +30,7 @@ fn gate() -> Gate {
         trusted: ArcSwap::default(),
         sweep: Sweep::new(),
         counters: Counters::default(),
+        overload: Overload::new(overload::Config::default()),
         tls: None,
         report: |_| (),
     }
@@ -296,7 +300,7 @@ impl Names {
     fn new(names: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let certificate = names.iter().map(|name| certificate::tests::write(folder.path(), name, &[name])).collect();
-        Names { folder, config: tls::Config { certificate, ..tls::Config::default() } }
+        Names { folder, config: tls::Config { certificate, strict_sni: true, ..tls::Config::default() } }
     }
 
     fn gate(&self) -> Gate {

@@ -31,7 +31,7 @@ pub struct Config {
     /// would cost it a round trip. Default: X25519MLKEM768, X25519, secp256r1, secp384r1.
     pub key_exchange: OneOrMany<KeyExchange>,
     /// Refuse handshakes that name no host, or none that a certificate has. Without it the first certificate answers them, and tells
-    /// every scanner its names. Default: true.
+    /// every scanner its names; but a client that comes by address names no host. Default: false.
     pub strict_sni: bool,
     /// Short for one entry in `certificate`.
     pub cert_file: Option<PathBuf>,
@@ -260,7 +260,7 @@ impl Default for Config {
         Config {
             min_version: Version::Tls12,
             key_exchange: OneOrMany(vec![KeyExchange::X25519MLKEM768, KeyExchange::X25519, KeyExchange::Secp256r1, KeyExchange::Secp384r1]),
-            strict_sni: true,
+            strict_sni: false,
             cert_file: None,
             key_file: None,
             certificate: Vec::new(),
@@ -323,7 +323,7 @@ mod tests {
         let config: Config = serde_json::from_str(text).unwrap();
         assert_eq!(config.min_version, Version::Tls13);
         assert_eq!(config.key_exchange.0, [KeyExchange::X25519MLKEM768, KeyExchange::Secp256r1]);
-        assert!(config.strict_sni && config.client_auth.mode == ClientAuthMode::Optional);
+        assert!(!config.strict_sni && config.client_auth.mode == ClientAuthMode::Optional);
         assert!(serde_json::from_str::<Config>(r#"{"min_version":"1.1"}"#).is_err());
     }
 }

@@ -40,28 +40,6 @@ pub use report::{Report, Waived};
 pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening, unwaived};
 pub use waiver::{Date, Waiver};
 
-/// `[audit]` in `proxy.toml`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// What a finding of the runtime part does when the proxy starts. Default: `warn`.
-    ///
-    /// `off` lets a socket that everyone may open go unseen; `block` refuses the start until it is repaired or waived.
-    pub on_start: OnStart,
-    /// Findings that were accepted, each with a reason and a last day. Default: none.
-    pub ignore: Vec<Waiver>,
-}
-
-/// What a finding at start does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStart {
-    Off,
-    #[default]
-    Warn,
-    Block,
-}
-
 /// How to look.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -140,12 +118,11 @@ pub fn run(dir: &Path, options: &Options) -> Report {
 ///
 /// # Errors
 /// When the folder is none, or the report cannot be written.
-pub fn command(dir: &Path, format: Format, fail_on: Option<Severity>, waivers: &[Waiver], out: &mut dyn Write) -> io::Result<u8> {
+pub fn command(dir: &Path, format: Format, fail_on: Option<Severity>, options: &Options, out: &mut dyn Write) -> io::Result<u8> {
     if !dir.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", dir.display())));
     }
-    let options = Options { waivers: waivers.to_vec(), ..Options::default() };
-    let report = run(dir, &options);
+    let report = run(dir, options);
     report.write(format, out)?;
     let failed = fail_on.is_some_and(|severity| report.at_or_above(severity).next().is_some());
     Ok(if failed { FOUND } else { 0 })

@@ -23,6 +23,7 @@ pub(super) fn check(loaded: &Loaded) -> Vec<Problem> {
     certificates(&mut found);
     upstream(&mut found);
     limits(&mut found);
+    routes(&mut found);
     fields(&mut found);
     found.problems
 }
@@ -163,6 +164,11 @@ fn limits(found: &mut Found<'_>) {
     if !(buffer.client_share > 0.0 && buffer.client_share <= 1.0) {
         found.add("buffer.client_share", "expected a part above 0, up to 1", "");
     }
+    for (key, part) in [("overload.descriptors", config.overload.descriptors), ("overload.memory", config.overload.memory)] {
+        if !(part > 0.0 && part <= 1.0) {
+            found.add(key, "expected a part above 0, up to 1", "");
+        }
+    }
     if config.timeouts.requests == 0 {
         found.add("timeouts.requests", "expected a whole number, 1 or more", "");
     }
@@ -171,11 +177,35 @@ fn limits(found: &mut Found<'_>) {
     }
 }
 
+/// Routes that could never match, or whose bodies nothing could hold.
+fn routes(found: &mut Found<'_>) {
+    let config = &found.loaded.config;
+    let most = match config.buffer.memory_total {
+        Auto::Value(total) => ByteSize(total.0.max(config.buffer.disk_total.0)),
+        Auto::Auto => ByteSize(u64::MAX),
+    };
+    for (index, route) in config.route.iter().enumerate() {
+        if !route.matches.path.0.iter().all(|path| path.starts_with(['/', '*'])) {
+            found.add(&format!("route.{index}.match.path"), "expected paths, which begin with /, or patterns with *", "");
+        }
+        if !route.matches.method.0.iter().all(|method| is_method(method)) {
+            found.add(&format!("route.{index}.match.method"), "expected methods in capitals, such as \"GET\"", "");
+        }
+        if route.body.is_some_and(|body| body > most) {
+            let remedy = "lower it, or raise buffer.disk_total";
+            found.add(&format!("route.{index}.body"), "is more than buffer.disk_total, which must hold it", remedy);
+        }
+    }
+}
+
+fn is_method(name: &str) -> bool {
+    Method::from_bytes(name.as_bytes()).is_ok_and(|_| !name.bytes().any(|b| b.is_ascii_lowercase()))
+}
+
 /// Names that the HTTP library would not take: the layers would leave them out.
 fn fields(found: &mut Found<'_>) {
     let config = &found.loaded.config;
     let is_field = |name: &String| HeaderName::from_bytes(name.as_bytes()).is_ok();
-    let is_method = |name: &String| Method::from_bytes(name.as_bytes()).is_ok_and(|_| !name.bytes().any(|b| b.is_ascii_lowercase()));
     let is_path = |path: &String| path.starts_with('/');
     let lists = [
         ("headers.request_remove", config.headers.request_remove.0.iter().all(is_field), "names of HTTP fields, such as \"X-Debug\""),
@@ -188,7 +218,7 @@ fn fields(found: &mut Found<'_>) {
         ),
         ("sensitive.allow", config.sensitive.allow.0.iter().all(is_path), "paths, which begin with /"),
         ("sensitive.deny", config.sensitive.deny.0.iter().all(is_path), "paths, which begin with /"),
-        ("framing.methods", config.framing.methods.0.iter().all(is_method), "methods in capitals, such as \"GET\""),
+        ("framing.methods", config.framing.methods.0.iter().all(|method| is_method(method)), "methods in capitals, such as \"GET\""),
         ("framing.websocket_paths", config.framing.websocket_paths.0.iter().all(is_path), "paths, which begin with /"),
         ("upstream.health.path", config.upstream.health.path.as_ref().is_none_or(is_path), "a path, which begins with /"),
         ("host.default", config.host.default.as_ref().is_none_or(|host| is_host(host)), "a host name, such as \"shop.example.com\""),

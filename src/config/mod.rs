@@ -36,8 +36,8 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, sensitive, shield_config, spill},
-    log,
+    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill},
+    log, overload,
     units::OneOrMany,
     upstream,
 };
@@ -73,6 +73,8 @@ pub struct Config {
     pub rates: pace::Rates,
     /// How much of anything clients may have.
     pub limits: Limits,
+    /// When Palisade itself runs short, what it gives up: first newcomers, then keep-alive, then routes of low priority.
+    pub overload: overload::Config,
     /// Bodies that wait to be complete, or to be read.
     pub buffer: spill::Config,
     /// What a request may look like.
@@ -87,6 +89,8 @@ pub struct Config {
     pub backtrace: backtrace::Config,
     /// What Rack can take, each part with a mode of its own.
     pub shield: shield_config::Config,
+    /// What holds for some requests only, the first that matches.
+    pub route: Vec<route::Config>,
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
     pub rate_limit: Vec<rate_rule::RuleConfig>,
     /// Rules by which clients are shut out for a time.
@@ -156,6 +160,8 @@ impl Default for Config {
             host: host::Config::default(),
             headers: Headers::default(),
             sensitive: sensitive::Config::default(),
+            route: Vec::new(),
+            overload: overload::Config::default(),
             rate_limit: rate_rule::RuleConfig::defaults(),
             ban: ban_rule::RuleConfig::defaults(),
             backtrace: backtrace::Config::default(),

@@ -38,7 +38,7 @@ pub enum Unreadable {
 impl Secret {
     /// Reads the secret that `from` names: a path, or `credential:NAME`. One newline at the end is not part of it.
     pub fn read(from: &Path) -> Result<Self, Unreadable> {
-        let path = locate(from, std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from))?;
+        let path = file(from)?;
         let mut bytes = read_private(&path)?;
         if bytes.ends_with(b"\n") {
             bytes.pop();
@@ -77,6 +77,11 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unreadable> {
 pub fn is_exposed(mode: u32, owner: u32) -> bool {
     let allowed = if owner == 0 { 0o740 } else { 0o700 };
     mode & 0o777 & !allowed != 0
+}
+
+/// The file that a `…_file` key names: the path, or that of the systemd credential `credential:NAME`.
+pub fn file(from: &Path) -> Result<PathBuf, Unreadable> {
+    locate(from, std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from))
 }
 
 fn locate(from: &Path, directory: Option<PathBuf>) -> Result<PathBuf, Unreadable> {

@@ -280,6 +280,13 @@ fn read_text(path: &Path) -> Result<String, (String, String)> {
         let what = format!("has mode {:04o}: others than its owner may change it", found.mode() & 0o777);
         return Err((what, format!("chmod go-w {}", path.display())));
     }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let around = std::fs::metadata(folder).map_err(cannot)?;
+    // Who may write to its folder can put another file in its place, unless the folder is sticky as /tmp.
+    if around.mode() & 0o002 != 0 && around.mode() & 0o1000 == 0 {
+        let what = format!("lies in {}, which everybody may write to", folder.display());
+        return Err((what, format!("chmod go-w {}", folder.display())));
+    }
     let mut text = String::new();
     file.take(LARGEST).read_to_string(&mut text).map_err(cannot)?;
     if text.len() as u64 == LARGEST { Err(("is too large".to_owned(), "keep it below 4 MiB".to_owned())) } else { Ok(text) }

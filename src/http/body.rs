@@ -29,7 +29,10 @@ pub enum Received {
 /// An answer's body that can be taken off Puma while its client is not reading.
 pub trait Absorb {
     /// Takes in what Puma has sent, as far as the budget allows; registers for more.
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>);
+    ///
+    /// `unsent` is the rest of the last piece, of which the client has not taken all. A body takes it back, whole, from a
+    /// client that stands still, and gives it out again before anything else.
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes);
 }
 
 /// The body of an answer as the fronts get it.

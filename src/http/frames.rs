@@ -41,9 +41,9 @@ impl Meter {
         Meter { skip: PREFACE, head: [0; HEAD], filled: 0, tokens: ALLOWED, window: 0 }
     }
 
-    /// Follows bytes that arrived at `now` (milliseconds). Every stream that was answered since the last call earns its
-    /// client a few frames more.
-    pub fn see(&mut self, mut bytes: &[u8], now: u64, answered: u32) -> Result<(), Flood> {
+    /// Follows bytes that arrived at `now` (milliseconds). Every stream that was answered in whole since the last call earns
+    /// its client a few frames more, and every KiB that was `sent` to it a WINDOW_UPDATE.
+    pub fn see(&mut self, mut bytes: &[u8], now: u64, answered: u32, sent: u64) -> Result<(), Flood> {
         let window = now / WINDOW_MS;
         if window != self.window {
             self.window = window;
@@ -51,6 +51,9 @@ impl Meter {
         }
         for tokens in &mut self.tokens {
             *tokens = tokens.saturating_add(answered.saturating_mul(EARNED));
+        }
+        if let Some(updates) = self.tokens.get_mut(Flood::WindowUpdate as usize) {
+            *updates = updates.saturating_add(u32::try_from(sent / UPDATE_EVERY).unwrap_or(u32::MAX));
         }
         while !bytes.is_empty() {
             if self.skip > 0 {
@@ -115,6 +118,8 @@ const WINDOW_MS: u64 = 10_000;
 const ALLOWED: [u32; KINDS] = [100, 30, 60, 500, 4000, 100, 100];
 /// Frames of each kind that an answered stream earns.
 const EARNED: u32 = 8;
+/// Bytes that we send and a client may answer with a WINDOW_UPDATE. Go's client sends two for every 4 KiB that it has read.
+pub const UPDATE_EVERY: u64 = 1024;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -143,7 +148,7 @@ mod tests {
             bytes.extend(frame(kind, 0, payload));
         }
         let mut meter = Meter::new();
-        bytes.chunks(7).try_for_each(|part| meter.see(part, 1, 0))
+        bytes.chunks(7).try_for_each(|part| meter.see(part, 1, 0, 0))
     }
 
     #[test]
@@ -172,14 +177,24 @@ mod tests {
     #[test]
     fn answered_streams_and_time_earn_frames() {
         let mut meter = Meter::new();
-        meter.see(&[0; PREFACE], 0, 0).unwrap();
+        meter.see(&[0; PREFACE], 0, 0, 0).unwrap();
         for n in 0..10_000 {
-            meter.see(&frame(PING, 0, 8), 0, 1).unwrap_or_else(|_| panic!("ping {n}"));
+            meter.see(&frame(PING, 0, 8), 0, 1, 0).unwrap_or_else(|_| panic!("ping {n}"));
         }
         let mut meter = Meter::new();
-        meter.see(&[0; PREFACE], 0, 0).unwrap();
+        meter.see(&[0; PREFACE], 0, 0, 0).unwrap();
         for second in 0..1000 {
-            meter.see(&frame(PING, 0, 8), second * 1000, 0).unwrap();
+            meter.see(&frame(PING, 0, 8), second * 1000, 0, 0).unwrap();
         }
+    }
+
+    #[test]
+    fn a_fast_download_may_update_its_windows_as_often_as_it_reads() {
+        let mut meter = Meter::new();
+        meter.see(&[0; PREFACE], 0, 0, 0).unwrap();
+        for n in 0..50_000 {
+            meter.see(&frame(WINDOW_UPDATE, 0, 4).repeat(2), 0, 0, 4096).unwrap_or_else(|_| panic!("after {n} times 4 KiB"));
+        }
+        assert_eq!((0..200_000).try_for_each(|_| meter.see(&frame(WINDOW_UPDATE, 0, 4), 0, 0, 0)), Err(Flood::WindowUpdate));
     }
 }

@@ -5,7 +5,10 @@
 
 pub mod arrival;
 pub mod body;
-mod frames;
+mod extended_connect;
+#[cfg(test)]
+mod fixture;
+pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;
@@ -15,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -28,6 +31,7 @@ use crate::{
     guard::Limits,
     layers::ban::Bans,
     log::Recorder,
+    overload::Overload,
     refusal::Refusal,
     units::Deadline,
 };
@@ -43,10 +47,14 @@ pub struct Site<S> {
     pub rates: Rates,
     /// Longest silence of a WebSocket.
     pub tunnel_idle: Deadline,
+    /// Over this long WebSockets end when Palisade drains.
+    pub tunnel_spread: Duration,
     /// The tower stack.
     pub stack: S,
     /// Log and metrics.
     pub recorder: Arc<Recorder>,
+    /// Whether Palisade itself is short.
+    pub overload: Arc<Overload>,
     /// Who is shut out.
     pub bans: Arc<Bans>,
 }

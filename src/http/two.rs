@@ -2,7 +2,8 @@
 //!
 //! Threats: exhaustion (streams, windows, field lists and send buffers are bounded; frames that cost nothing are counted by
 //! [`super::frames`]; a stream that is reset in the turn of its HEADERS is never handed in, so it never reaches Puma) and
-//! slowloris (an idle connection, or one whose client stops taking what it asked for, is closed by its [`Beat`]).
+//! slowloris (an idle connection, or one whose client stops taking what it asked for, is closed by its [`Beat`]). Frames that
+//! ask for nothing, such as PING, do not keep a connection from being idle.
 
 use std::{
     convert::Infallible,
@@ -26,15 +27,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
 use super::{
-    Sites,
+    Site, Sites,
     arrival::{Arrival, Notes},
     body::{Received, Relay},
-    frames::{CALM, Meter},
+    extended_connect::{self, Outcome},
+    frames::{CALM, Meter, UPDATE_EVERY},
+    upgrade::Life,
 };
 use crate::{
     accept::{
         client::Client,
-        pace::{Beat, Pace, Pulse},
+        pace::{Beat, Pace, Pulse, Sweep},
         stream::Stream,
     },
     refusal::Refusal,
@@ -49,8 +52,9 @@ where
 {
     let site = sites.current();
     let load = Arc::new(Load::default());
-    let metered = Metered { stream, meter: Meter::new(), beat: beat.share(), load: Arc::clone(&load), clock: beat.clock() };
-    let streams = Streams { sites: Arc::clone(&sites), client, load: Arc::clone(&load) };
+    let metered =
+        Metered { stream, meter: Meter::new(), beat: beat.share(), load: Arc::clone(&load), clock: beat.clock(), sent: 0, is_torn: false };
+    let streams = Streams { sites: Arc::clone(&sites), client, load: Arc::clone(&load), clock: beat.clock() };
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -66,40 +70,103 @@ where
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .enable_connect_protocol();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(metered), streams));
-    let born = beat.now();
-    let (mut is_leaving, mut pace, mut moved) = (false, None::<Pace>, 0);
+    let mut watch = Watch { site, sites, load, born: beat.now(), idle: None, leaving: None, pace: None, moved: 0 };
     std::future::poll_fn(|cx| {
         beat.wake_by(cx.waker());
-        if connection.as_mut().poll(cx).is_ready() {
+        if connection.as_mut().poll(cx).is_ready() || beat.is_evicted() {
             return Poll::Ready(());
         }
-        let now = beat.now();
-        let is_old = now.saturating_sub(born) >= site.timeouts.connection_age.as_millis();
-        if !is_leaving && (is_old || sites.is_draining()) {
-            is_leaving = true;
-            connection.as_mut().graceful_shutdown();
-            cx.waker().wake_by_ref();
-        }
-        if beat.is_over() {
-            return Poll::Ready(());
-        }
-        let total = load.moved.load(Relaxed);
-        if load.waiting.load(Relaxed) > 0 {
-            let is_new = pace.is_none();
-            let pace = pace.get_or_insert_with(|| Pace::new(now, site.timeouts.write_stall, site.rates.write_min, site.rates.grace));
-            if is_new || total > moved {
-                pace.moved(usize::try_from(total.saturating_sub(moved)).unwrap_or(usize::MAX));
-                beat.until(pace.deadline(now));
+        match watch.look(beat.now()) {
+            Verdict::Until(deadline) => beat.until(deadline),
+            Verdict::Leave => {
+                connection.as_mut().graceful_shutdown();
+                cx.waker().wake_by_ref();
             }
-        } else {
-            pace = None;
-            let is_idle = load.streams.load(Relaxed) == 0;
-            if is_idle { beat.until(now.saturating_add(site.timeouts.idle.as_millis())) } else { beat.unlimited() }
+            Verdict::End => return Poll::Ready(()),
         }
-        moved = total;
         Poll::Pending
     })
     .await;
+}
+
+/// When a connection has to end.
+struct Watch<S> {
+    site: Arc<Site<S>>,
+    sites: Arc<Sites<S>>,
+    load: Arc<Load>,
+    born: u64,
+    /// Since when no stream has been open.
+    idle: Option<u64>,
+    /// Since when the client knows that it ends.
+    leaving: Option<u64>,
+    pace: Option<(Pace, u64)>,
+    moved: u64,
+}
+
+/// What becomes of a connection.
+enum Verdict {
+    /// It goes on as it is, and is looked at again then at the latest.
+    Until(u64),
+    /// It gets a GOAWAY; what is under way is answered.
+    Leave,
+    /// It ends at once.
+    End,
+}
+
+impl<S> Watch<S> {
+    fn look(&mut self, now: u64) -> Verdict {
+        let timeouts = &self.site.timeouts;
+        let is_idle = self.load.streams.load(Relaxed) == 0;
+        self.idle = if is_idle { self.idle.or(Some(now)) } else { None };
+        let silent = self.idle.map(|since| since.saturating_add(timeouts.idle.as_millis()));
+        let old = self.born.saturating_add(timeouts.connection_age.as_millis());
+        if self.leaving.is_none() {
+            let is_spent = self.load.seen.load(Relaxed) >= timeouts.requests;
+            if is_spent
+                || now >= old
+                || silent.is_some_and(|end| now >= end)
+                || self.sites.is_draining()
+                || self.site.overload.ends_connections()
+            {
+                self.leaving = Some(now);
+                return Verdict::Leave;
+            }
+        }
+        let slow = self.slow(now);
+        // Its last words may go unheard: one that should leave and has nothing under way does not stay.
+        let gone = self.leaving.filter(|_| is_idle).map(|since| since.saturating_add(LEAVE));
+        let end = [slow, gone].into_iter().flatten().min();
+        if end.is_some_and(|end| now >= end) {
+            return Verdict::End;
+        }
+        let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
+        Verdict::Until(end.unwrap_or(u64::MAX).min(leave))
+    }
+
+    /// The moment at which the client takes its answers too slowly, while any of them waits for it.
+    fn slow(&mut self, now: u64) -> Option<u64> {
+        let total = self.load.moved.load(Relaxed);
+        let moved = usize::try_from(total.saturating_sub(self.moved)).unwrap_or(usize::MAX);
+        self.moved = total;
+        if self.load.waiting.load(Relaxed) == 0 {
+            if let Some((pace, _)) = &mut self.pace {
+                pace.moved(moved);
+                pace.pause(now);
+            }
+            return None;
+        }
+        let (timeouts, rates) = (&self.site.timeouts, &self.site.rates);
+        let (pace, end) = self.pace.get_or_insert_with(|| {
+            let mut pace = Pace::new(now, timeouts.write_stall, rates.write_min, rates.grace);
+            let end = pace.deadline(now);
+            (pace, end)
+        });
+        if moved > 0 || pace.is_paused() {
+            pace.moved(moved);
+            *end = pace.deadline(now);
+        }
+        Some(*end)
+    }
 }
 
 /// What goes on in one connection.
@@ -111,8 +178,10 @@ struct Load {
     waiting: AtomicUsize,
     /// Bytes of answers that the client has made room for.
     moved: AtomicU64,
-    /// Streams answered since the meter looked last.
+    /// Streams answered in whole since the meter looked last.
     answered: AtomicU32,
+    /// Streams that were opened.
+    seen: AtomicU32,
 }
 
 /// Hands the streams of a connection in.
@@ -120,6 +189,7 @@ struct Streams<S> {
     sites: Arc<Sites<S>>,
     client: Arc<Client>,
     load: Arc<Load>,
+    clock: Arc<Sweep>,
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Streams<S>
@@ -137,13 +207,27 @@ where
         let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
         let notes = Arc::new(Notes::new(Instant::now()));
         parts.extensions.insert(Arrival { client: Arc::clone(&self.client), target, notes });
+        let near = extended_connect::translate(&mut parts);
         let body = if body.is_end_stream() { Received::None } else { Received::Two(body) };
-        let mut stack = self.sites.current().stack();
+        let (sites, clock) = (Arc::clone(&self.sites), Arc::clone(&self.clock));
         let open = Open::new(Arc::clone(&self.load));
         Box::pin(async move {
             // hyper looks for a reset after the first turn: a stream that was reset in the same read ends here.
             tokio::task::yield_now().await;
-            let response = stack.call(Request::from_parts(parts, body)).await?;
+            let site = sites.current();
+            let mut response = site.stack().call(Request::from_parts(parts, body)).await?;
+            if let Some(near) = near {
+                match extended_connect::outcome(&mut response) {
+                    Outcome::Open(far) => {
+                        let place = Open::new(Arc::clone(&open.0));
+                        let (idle, spread) = (site.tunnel_idle, site.tunnel_spread);
+                        let life = Life { idle, spread, is_draining: move || sites.is_draining() };
+                        extended_connect::tunnel(near, far, clock.enrol(u64::MAX), life, place);
+                    }
+                    Outcome::Ignored => return Ok(response.map(|_| Watched::nothing(open))),
+                    Outcome::Answered => {}
+                }
+            }
             Ok(response.map(|body| Watched::new(body, open)))
         })
     }
@@ -155,6 +239,7 @@ struct Open(Arc<Load>);
 impl Open {
     fn new(load: Arc<Load>) -> Self {
         load.streams.fetch_add(1, Relaxed);
+        load.seen.fetch_add(1, Relaxed);
         Open(load)
     }
 }
@@ -162,24 +247,28 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Relaxed);
-        self.0.answered.fetch_add(1, Relaxed);
     }
 }
 
 pin_project! {
     /// An answer's body, which tells its connection whether the client or Puma has the turn.
-    pub struct Watched<B> {
+    pub struct Watched<B: Body> {
         #[pin]
-        body: B,
+        body: Option<B>,
         open: Open,
         is_waiting: bool,
     }
 
-    impl<B> PinnedDrop for Watched<B> {
+    impl<B: Body> PinnedDrop for Watched<B> {
         fn drop(this: Pin<&mut Self>) {
+            let is_whole = this.is_end_stream();
             let this = this.project();
             if *this.is_waiting {
                 this.open.0.waiting.fetch_sub(1, Relaxed);
+            }
+            // A stream that was reset earns nothing, or a flood of resets would pay for itself.
+            if is_whole {
+                this.open.0.answered.fetch_add(1, Relaxed);
             }
         }
     }
@@ -191,7 +280,15 @@ impl<B: Body> Watched<B> {
         if is_waiting {
             open.0.waiting.fetch_add(1, Relaxed);
         }
-        Watched { body, open, is_waiting }
+        Watched { body: Some(body), open, is_waiting }
+    }
+
+    fn nothing(open: Open) -> Self {
+        Watched { body: None, open, is_waiting: false }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 }
 
@@ -205,7 +302,8 @@ impl<B: Body<Data = Bytes, Error = Refusal>> Body for Watched<B> {
         if std::mem::take(this.is_waiting) {
             load.waiting.fetch_sub(1, Relaxed);
         }
-        let frame = ready!(this.body.poll_frame(cx));
+        let Some(body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
+        let frame = ready!(body.poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             load.moved.fetch_add(frame.data_ref().map_or(0, Bytes::len) as u64, Relaxed);
             load.waiting.fetch_add(1, Relaxed);
@@ -215,11 +313,11 @@ impl<B: Body<Data = Bytes, Error = Refusal>> Body for Watched<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        Watched::is_end_stream(self)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -229,7 +327,39 @@ struct Metered {
     meter: Meter,
     beat: Arc<Pulse>,
     load: Arc<Load>,
-    clock: Arc<crate::accept::pace::Sweep>,
+    clock: Arc<Sweep>,
+    /// Bytes that were written and have not yet earned anything.
+    sent: u64,
+    /// The last write took only a part of what it was given.
+    is_torn: bool,
+}
+
+impl Metered {
+    /// The connection's last words. They are left out where they would stand in the middle of a frame; bytes that nobody
+    /// reads would turn the close into a reset, so what is here is read away.
+    fn calm(&mut self, cx: &mut Context<'_>) {
+        let stream = &mut self.stream;
+        let said = !self.is_torn
+            && Pin::new(&mut *stream).poll_write(cx, &CALM).holds_now(|wrote| wrote.is_ok())
+            && Pin::new(&mut *stream).poll_flush(cx).holds_now(|done| done.is_ok())
+            && Pin::new(&mut *stream).poll_shutdown(cx).holds_now(|done| done.is_ok());
+        let mut away = [0; 4096];
+        for _ in 0..if said { READ_AWAY } else { 0 } {
+            let mut into = ReadBuf::new(&mut away);
+            if !Pin::new(&mut *stream).poll_read(cx, &mut into).holds_now(|read| read.is_ok()) || into.filled().is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn wrote(&mut self, wrote: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &wrote {
+            self.is_torn = *n < offered;
+            self.sent = self.sent.saturating_add(*n as u64);
+            self.beat.advance(*n as u64);
+        }
+        wrote
+    }
 }
 
 impl AsyncRead for Metered {
@@ -238,12 +368,12 @@ impl AsyncRead for Metered {
         let before = into.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
         let fresh = into.filled().get(before..).unwrap_or_default();
-        this.beat.advance(1);
-        if this.meter.see(fresh, this.clock.now(), this.load.answered.swap(0, Relaxed)).is_err() {
-            // The connection ends here; whether its last words arrive does not matter.
-            if Pin::new(&mut this.stream).poll_write(cx, &CALM).is_ready() && Pin::new(&mut this.stream).poll_flush(cx).is_pending() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-            }
+        this.beat.advance(fresh.len() as u64);
+        let (answered, sent) = (this.load.answered.swap(0, Relaxed), this.sent);
+        this.sent = sent % UPDATE_EVERY;
+        if this.meter.see(fresh, this.clock.now(), answered, sent).is_err() {
+            into.set_filled(before);
+            this.calm(cx);
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Poll::Ready(Ok(()))
@@ -252,11 +382,15 @@ impl AsyncRead for Metered {
 
 impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.wrote(wrote, bytes.len())
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.wrote(wrote, slices.iter().map(|slice| slice.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -272,6 +406,19 @@ impl AsyncWrite for Metered {
     }
 }
 
+trait ReadyAnd<T> {
+    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool;
+}
+
+impl<T> ReadyAnd<T> for Poll<T> {
+    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool {
+        match self {
+            Poll::Ready(value) => holds(value),
+            Poll::Pending => false,
+        }
+    }
+}
+
 /// Streams of one connection at a time (RFC 9113 §6.5.2 recommends at least 100).
 const STREAMS: u32 = 100;
 /// Bytes of a request body that may be under way, by stream and by connection.
@@ -284,5 +431,12 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RESETS: usize = 20;
 /// Streams that we had to reset for errors of the client's (MadeYouReset, CVE-2025-8671).
 const LOCAL_RESETS: usize = 64;
+/// Milliseconds for which a connection that was told to leave, and has nothing under way, is still there.
+const LEAVE: u64 = 5000;
+/// Reads after the last words, each of 4 KiB.
+const READ_AWAY: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -227,10 +227,10 @@ impl<B: Settle> Settle for Answered<B> {
 }
 
 impl<B: Absorb> Absorb for Answered<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
         match self.project() {
             AnsweredParts::Ours { .. } => {}
-            AnsweredParts::Inner { body } => body.poll_absorb(cx),
+            AnsweredParts::Inner { body } => body.poll_absorb(cx, unsent),
         }
     }
 }

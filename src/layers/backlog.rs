@@ -1,7 +1,8 @@
 //! The part of an answer that its client has not yet taken, first in, first out, in an unlinked file.
 //!
-//! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets. The file is cut
-//! back to nothing whenever the client has caught up.
+//! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets. The file starts
+//! with a hole, so that what the client was offered and did not take can be put back in front. It is cut back to nothing
+//! whenever the client has caught up.
 
 use std::{
     fs::File,
@@ -20,7 +21,11 @@ use super::{
     budget::Reserved,
     spill::{Store, finished, unlinked},
 };
-use crate::{accept::client::ClientKey, refusal::Refusal};
+use crate::{
+    accept::client::ClientKey,
+    log::{Level, event},
+    refusal::Refusal,
+};
 
 /// Bytes on their way through a file.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub struct Backlog {
     fresh: BytesMut,
     written: u64,
     read: u64,
+    /// Bytes before `read` that were taken last, and are still in the file.
+    taken: usize,
     reserved: Reserved,
     work: Work,
     has_failed: bool,
@@ -40,15 +47,33 @@ pub struct Backlog {
 #[derive(Debug)]
 enum Work {
     None,
-    Writing(oneshot::Receiver<io::Result<(Arc<File>, u64)>>),
+    Writing(oneshot::Receiver<io::Result<Written>>),
     Reading(oneshot::Receiver<io::Result<Bytes>>),
+}
+
+#[derive(Debug)]
+struct Written {
+    file: Arc<File>,
+    start: u64,
+    end: u64,
 }
 
 impl Backlog {
     /// An empty one; the file is made when it is needed.
     pub fn new(store: Arc<Store>, dir: PathBuf, client: ClientKey) -> Self {
         let reserved = store.disk.open_for(client);
-        Backlog { store, dir, file: None, fresh: BytesMut::new(), written: 0, read: 0, reserved, work: Work::None, has_failed: false }
+        Backlog {
+            store,
+            dir,
+            file: None,
+            fresh: BytesMut::new(),
+            written: HOLE,
+            read: HOLE,
+            taken: 0,
+            reserved,
+            work: Work::None,
+            has_failed: false,
+        }
     }
 
     /// Whether more may be added now.
@@ -64,20 +89,56 @@ impl Backlog {
         }
     }
 
-    /// Starts to write what is fresh, unless something else is going on or the budget has no room.
-    pub fn put_away(&mut self) {
-        if self.fresh.is_empty() || !matches!(self.work, Work::None) || self.has_failed || !self.reserved.grow(self.fresh.len() as u64) {
-            return;
+    /// Starts to write what is fresh, unless something else is going on or the budget has no room. Whether it did.
+    pub fn put_away(&mut self) -> bool {
+        let begun = !self.fresh.is_empty() && self.may_write(self.fresh.len());
+        if begun {
+            let bytes = std::mem::take(&mut self.fresh).freeze();
+            self.write(vec![bytes], self.written);
         }
-        let (file, dir, at) = (self.file.clone(), self.dir.clone(), self.written);
-        let bytes = std::mem::take(&mut self.fresh).freeze();
+        begun
+    }
+
+    /// Starts to put pieces in front of everything else; they are taken only where there is room for all of them. False
+    /// where there is none.
+    pub fn put_first(&mut self, pieces: &mut dyn Iterator<Item = Bytes>, total: usize) -> bool {
+        let Some(at) = self.read.checked_sub(total as u64) else { return false };
+        if total == 0 || !self.may_write(total) {
+            return false;
+        }
+        self.taken = 0;
+        self.write(pieces.collect(), at);
+        true
+    }
+
+    /// The last `n` bytes that were taken are to be taken again. False where the file does not have them.
+    pub fn untake(&mut self, n: usize) -> bool {
+        match (self.taken.checked_sub(n), self.read.checked_sub(n as u64)) {
+            (Some(taken), Some(read)) => {
+                (self.taken, self.read) = (taken, read);
+                true
+            }
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    fn may_write(&mut self, length: usize) -> bool {
+        matches!(self.work, Work::None) && !self.has_failed && self.reserved.grow(length as u64)
+    }
+
+    fn write(&mut self, pieces: Vec<Bytes>, start: u64) {
+        let (file, dir) = (self.file.clone(), self.dir.clone());
         self.work = Work::Writing(self.store.run(move || {
             let file = match file {
                 Some(file) => file,
                 None => Arc::new(unlinked(&dir)?),
             };
-            file.write_all_at(&bytes, at)?;
-            Ok((file, bytes.len() as u64))
+            let mut end = start;
+            for piece in pieces {
+                file.write_all_at(&piece, end)?;
+                end = end.saturating_add(piece.len() as u64);
+            }
+            Ok(Written { file, start, end })
         }));
     }
 
@@ -85,18 +146,22 @@ impl Backlog {
     pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Work::Writing(result) = &mut self.work else { return Poll::Ready(()) };
         match finished(ready!(Pin::new(result).poll(cx))) {
-            Ok((file, wrote)) => {
+            Ok(Written { file, start, end }) => {
                 self.file = Some(file);
-                self.written = self.written.saturating_add(wrote);
+                self.read = self.read.min(start);
+                self.written = self.written.max(end);
             }
-            Err(_) => self.has_failed = true,
+            Err(error) => {
+                event(Level::Error, "an answer cannot be kept on disk", &[("error", &error), ("remedy", &"check buffer.dir")]);
+                self.has_failed = true;
+            }
         }
         self.work = Work::None;
         Poll::Ready(())
     }
 
-    /// The next bytes; `None` when all have been taken.
-    pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Refusal>> {
+    /// The next bytes, at most `most`; `None` when all have been taken.
+    pub fn poll_take(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Option<Bytes>, Refusal>> {
         loop {
             ready!(self.poll_settled(cx));
             if self.has_failed {
@@ -106,39 +171,40 @@ impl Backlog {
                 let bytes = finished(ready!(Pin::new(result).poll(cx)));
                 self.work = Work::None;
                 let Ok(bytes) = bytes else { return Poll::Ready(Err(Refusal::BufferFull)) };
+                self.taken = bytes.len();
                 self.read = self.read.saturating_add(bytes.len() as u64);
-                if self.read >= self.written {
-                    self.rewind();
-                }
                 return Poll::Ready(Ok(Some(bytes)));
             }
             let waiting = self.written.saturating_sub(self.read);
             match &self.file {
                 Some(file) if waiting > 0 => {
                     let (file, at) = (Arc::clone(file), self.read);
-                    let size = usize::try_from(waiting).unwrap_or(usize::MAX).min(READ);
+                    let size = usize::try_from(waiting).unwrap_or(usize::MAX).min(most);
                     self.work = Work::Reading(self.store.run(move || {
                         let mut bytes = vec![0; size];
                         file.read_exact_at(&mut bytes, at)?;
                         Ok(bytes.into())
                     }));
                 }
-                Some(_) | None => return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty()))),
+                Some(_) | None => {
+                    self.rewind();
+                    return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty())));
+                }
             }
         }
     }
 
     /// The client has caught up: the file is empty again, and its budget free.
     fn rewind(&mut self) {
-        (self.written, self.read, self.file) = (0, 0, None);
+        (self.written, self.read, self.taken, self.file) = (HOLE, HOLE, 0, None);
         self.reserved.clear();
     }
 }
 
 /// Bytes that are written at once.
 const PIECE: usize = 256 * 1024;
-/// Bytes that are read back at once: what a slow reader costs in memory.
-const READ: usize = 16 * 1024;
+/// Where the first byte is written: room in front of it for what comes back.
+const HOLE: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -159,7 +225,7 @@ mod tests {
 
     async fn drain(backlog: &mut Backlog) -> Vec<u8> {
         let mut all = Vec::new();
-        while let Some(bytes) = std::future::poll_fn(|cx| backlog.poll_take(cx)).await.unwrap() {
+        while let Some(bytes) = std::future::poll_fn(|cx| backlog.poll_take(cx, 16 * 1024)).await.unwrap() {
             all.extend_from_slice(&bytes);
         }
         all
@@ -187,5 +253,41 @@ mod tests {
         assert!(!backlog.has_room());
         assert_eq!(drain(&mut backlog).await.len(), PIECE);
         assert!(backlog.has_room());
+    }
+
+    #[tokio::test]
+    async fn what_the_client_did_not_take_comes_first_again() {
+        let (_dir, mut backlog) = backlog(1 << 30);
+        assert!(backlog.put_first(&mut [&b"one "[..], b"two "].map(Bytes::from_static).into_iter(), 8));
+        settled(&mut backlog).await;
+        backlog.add(&Bytes::from_static(b"three "));
+        backlog.put_away();
+        settled(&mut backlog).await;
+        let taken = std::future::poll_fn(|cx| backlog.poll_take(cx, 6)).await.unwrap().unwrap();
+        assert_eq!(taken, "one tw");
+        assert!(backlog.untake(3));
+        assert!(backlog.put_first(&mut [Bytes::from_static(b"zero ")].into_iter(), 5));
+        settled(&mut backlog).await;
+        assert_eq!(drain(&mut backlog).await, b"zero  two three ".to_vec());
+        assert!(!backlog.untake(1), "the file is gone");
+        assert_eq!(backlog.store.disk.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_never_were_in_the_file_are_not_taken_from_it_again() {
+        let (_dir, mut backlog) = backlog(1 << 30);
+        backlog.add(&Bytes::from_static(b"from memory"));
+        assert_eq!(std::future::poll_fn(|cx| backlog.poll_take(cx, 6)).await.unwrap().unwrap(), "from memory");
+        backlog.add(&Bytes::from_static(b"next"));
+        backlog.put_away();
+        settled(&mut backlog).await;
+        assert!(!backlog.untake(1));
+        assert_eq!(drain(&mut backlog).await, b"next".to_vec());
+    }
+
+    #[tokio::test]
+    async fn a_spent_budget_takes_nothing_back() {
+        let (_dir, mut backlog) = backlog(10);
+        assert!(!backlog.put_first(&mut [Bytes::from_static(b"eleven bytes")].into_iter(), 12));
     }
 }

@@ -47,14 +47,9 @@ pub struct BacktraceLayer {
 }
 
 impl BacktraceLayer {
-    /// From the configuration.
-    pub fn new(config: Config) -> Self {
-        BacktraceLayer { mode: config.mode, found: Arc::default() }
-    }
-
-    /// Answers with a trace so far, also where they were only observed.
-    pub fn found(&self) -> u64 {
-        self.found.load(Relaxed)
+    /// From the configuration; `found` counts answers with a trace, also where they are only observed.
+    pub fn new(config: Config, found: Arc<AtomicU64>) -> Self {
+        BacktraceLayer { mode: config.mode, found }
     }
 }
 
@@ -290,7 +285,8 @@ mod tests {
                 Ok::<_, Refusal>(answer.body(Full::new(body)).unwrap())
             }
         });
-        let (head, body) = BacktraceLayer::new(Config { mode }).layer(app).oneshot(Request::new(())).await.unwrap().into_parts();
+        let (head, body) =
+            BacktraceLayer::new(Config { mode }, Arc::default()).layer(app).oneshot(Request::new(())).await.unwrap().into_parts();
         let text = body.collect().await.unwrap().to_bytes();
         assert_eq!(head.headers["content-length"], text.len().to_string());
         assert_eq!(head.status, status);
@@ -344,7 +340,7 @@ mod tests {
             let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
             async move { Ok::<_, Refusal>(Response::builder().status(500).body(body).unwrap()) }
         });
-        let answer = BacktraceLayer::new(Config::default()).layer(app).oneshot(Request::new(())).await.unwrap();
+        let answer = BacktraceLayer::new(Config::default(), Arc::default()).layer(app).oneshot(Request::new(())).await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), expected);
     }
 }

@@ -72,10 +72,17 @@ impl Reserved {
     #[must_use]
     pub fn grow(&mut self, more: u64) -> bool {
         let account = &self.account;
+        if more == 0 {
+            return true;
+        }
         if let Some(client) = self.client {
+            let share = account.share.load(Relaxed);
+            if more > share {
+                return false;
+            }
             let mut held = account.clients.entry(client).or_insert(0);
             let wanted = held.saturating_add(more);
-            if wanted > account.share.load(Relaxed) {
+            if wanted > share {
                 return false;
             }
             *held = wanted;
@@ -160,7 +167,9 @@ mod tests {
         for n in 0..200 {
             let mut held = account.open_for(client(n));
             assert!(held.grow(50) && !held.grow(1));
+            assert!(!account.open_for(client(n)).grow(51));
         }
+        assert!(account.open_for(client(1)).grow(0) && !account.open_for(client(1)).grow(51));
         assert_eq!((account.used(), account.clients.len()), (0, 0));
     }
 }

@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::{
     budget::Reserved,
+    route::BodyLimit,
     slots::Slot,
     spill::{Config, Spilled, Store},
 };
@@ -178,7 +179,7 @@ where
     fn call(&mut self, request: Request<Received>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let arrival = parts.extensions.get::<Arrival>();
-        let limit = self.policy.limit.0;
+        let limit = parts.extensions.get::<BodyLimit>().map_or(self.policy.limit.0, |route| route.0);
         if http_body::Body::size_hint(&body).lower() > limit {
             return Buffered::Refused { refusal: Some(Refusal::BodyTooLarge) };
         }
@@ -251,7 +252,8 @@ struct Taken {
 async fn take_in(body: Received, policy: &Policy, client: ClientKey, limit: u64) -> Taken {
     let now = policy.sweep.now();
     let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
-    let mut intake = Intake { body, pace, beat: policy.sweep.enrol(pace.deadline(now)), piece: BytesMut::new(), read: 0, limit };
+    let beat = policy.sweep.enrol(pace.deadline(now));
+    let mut intake = Intake { body, pace, beat, piece: BytesMut::new(), read: 0, limit };
     let content = intake.collect(policy, client).await;
     Taken { content, read: intake.read }
 }
@@ -283,16 +285,16 @@ impl Intake {
                 break;
             }
         }
+        self.pace.pause(self.beat.now());
+        self.beat.unlimited();
         let file = Spilled::create(store, &policy.config.dir, store.disk.open_for(client)).await;
         let mut file = file.map_err(|error| disk_failed(&error))?;
         loop {
-            let piece = std::mem::take(&mut self.piece).freeze();
-            file.append(piece).await.map_err(|error| disk_failed(&error))?;
+            self.put_away(&mut file).await?;
             reserved.clear();
             while self.piece.len() < PIECE {
                 if !self.next().await? {
-                    let last = std::mem::take(&mut self.piece).freeze();
-                    file.append(last).await.map_err(|error| disk_failed(&error))?;
+                    self.put_away(&mut file).await?;
                     return Ok(Content::File(file));
                 }
                 if !reserved.grow_to(self.piece.capacity()) {
@@ -300,6 +302,16 @@ impl Intake {
                 }
             }
         }
+    }
+
+    /// Writes the piece to the file. The client does not answer for the time that the disk takes.
+    async fn put_away(&mut self, file: &mut Spilled) -> Result<(), Refusal> {
+        self.pace.pause(self.beat.now());
+        self.beat.unlimited();
+        let piece = std::mem::take(&mut self.piece).freeze();
+        file.append(piece).await.map_err(|error| disk_failed(&error))?;
+        self.beat.until(self.pace.deadline(self.beat.now()));
+        Ok(())
     }
 
     /// Appends what comes next to the piece. False at the end.
@@ -322,6 +334,7 @@ impl Intake {
         if self.read > self.limit {
             return Err(Refusal::BodyTooLarge);
         }
+        self.beat.advance(moved as u64);
         self.pace.moved(moved);
         self.beat.until(self.pace.deadline(self.beat.now()));
         Ok(more)
@@ -339,3 +352,205 @@ fn disk_failed(error: &std::io::Error) -> Refusal {
 const TIGHT: usize = 64 * 1024;
 /// Bytes that are written to the file at once.
 const PIECE: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        net::UnixStream,
+        time::{sleep, timeout},
+    };
+    use tower::ServiceExt;
+
+    use super::{super::fixture, *};
+    use crate::{
+        accept::stream::Stream,
+        guard::Limits,
+        http::one::{reader::Reader, wire::Wire},
+        units::{Auto, ByteRate},
+    };
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        store: Arc<Store>,
+        sweep: Arc<Sweep>,
+        config: Config,
+        limit: ByteSize,
+    }
+
+    impl Bench {
+        fn new(memory: u64, disk: u64, limit: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let config = Config {
+                memory_per_request: ByteSize(100_000),
+                memory_total: Auto::Value(ByteSize(memory)),
+                disk_total: ByteSize(disk),
+                client_share: 1.0,
+                dir: dir.path().to_owned(),
+            };
+            Bench { dir, store: Store::start(&config).unwrap(), sweep: Sweep::new(), config, limit: ByteSize(limit) }
+        }
+
+        /// Sends a request with this body through the layer.
+        async fn take(&self, body: Received) -> Result<Complete, Refusal> {
+            let timeouts = Timeouts { body_stall: Deadline::millis(200), ..Timeouts::default() };
+            let rates = Rates { body_min: ByteRate(500), grace: Deadline::millis(200), ..Rates::default() };
+            let policy = Policy::new(self.config.clone(), Arc::clone(&self.store), Arc::clone(&self.sweep), &timeouts, &rates, self.limit);
+            let app = tower::service_fn(|request: Request<Complete>| std::future::ready(Ok::<_, Refusal>(request.into_body())));
+            let ticking = Arc::clone(&self.sweep);
+            let ticker = tokio::spawn(async move {
+                loop {
+                    sleep(std::time::Duration::from_millis(10)).await;
+                    ticking.tick();
+                }
+            });
+            let call = BufferLayer::new(policy).layer(app).oneshot(fixture::arrived("/").body(body).unwrap());
+            let taken = timeout(std::time::Duration::from_secs(10), call).await.unwrap();
+            ticker.abort();
+            taken
+        }
+
+        fn used(&self) -> (u64, u64) {
+            (self.store.memory.used(), self.store.disk.used())
+        }
+
+        fn of_length(&self, length: u64) -> (UnixStream, Received) {
+            let (client, far) = UnixStream::pair().unwrap();
+            let wire = Wire::new(Stream::of_unix(far), self.sweep.enrol(u64::MAX));
+            (client, Received::One(Box::new(Reader::of_length(wire, length, Limits::default(), false).0)))
+        }
+
+        fn of_chunks(&self) -> (UnixStream, Received) {
+            let (client, far) = UnixStream::pair().unwrap();
+            let wire = Wire::new(Stream::of_unix(far), self.sweep.enrol(u64::MAX));
+            (client, Received::One(Box::new(Reader::of_chunks(wire, Limits::default(), false).0)))
+        }
+    }
+
+    /// Writes as much as anybody reads.
+    fn write(mut client: UnixStream, bytes: Vec<u8>) {
+        tokio::spawn(async move {
+            client.write_all(&bytes).await.unwrap_or_default();
+            sleep(std::time::Duration::from_secs(9)).await;
+        });
+    }
+
+    #[tokio::test]
+    async fn a_small_body_stays_in_memory_and_a_large_one_goes_to_the_disk() {
+        let bench = Bench::new(1 << 20, 1 << 30, 1 << 30);
+        for (length, is_file) in [(1, false), (99_000, false), (100_001, true), (3_000_000, true)] {
+            let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let (client, body) = bench.of_length(length);
+            write(client, bytes.clone());
+            let complete = bench.take(body).await.unwrap();
+            assert_eq!(complete.length(), Some(length));
+            match complete.content() {
+                Content::Memory(held) => assert!(!is_file && held[..] == bytes && bench.used().0 >= length && bench.used().1 == 0),
+                Content::File(file) => {
+                    let (mut all, mut reader) = (Vec::new(), file.reader());
+                    while let Some(piece) = reader.next().await.unwrap() {
+                        all.extend_from_slice(&piece);
+                    }
+                    assert!(is_file && all == bytes);
+                    assert_eq!(bench.used(), (0, length));
+                }
+                Content::None => panic!("it had a body"),
+            }
+            drop(complete);
+            assert_eq!(bench.used(), (0, 0));
+        }
+        assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_body_and_an_empty_body_are_not_the_same() {
+        let bench = Bench::new(1 << 20, 1 << 20, 1 << 20);
+        assert_eq!(bench.take(Received::None).await.unwrap().length(), None);
+        assert_eq!(bench.take(Received::Whole(Bytes::new())).await.unwrap().length(), Some(0));
+        let (client, body) = bench.of_chunks();
+        write(client, b"0\r\n\r\n".to_vec());
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_declared_length_above_the_limit_is_refused_before_a_byte_is_read() {
+        let bench = Bench::new(1 << 20, 1 << 20, 1000);
+        let (_client, body) = bench.of_length(1001);
+        assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BodyTooLarge);
+        assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1001]))).await.unwrap_err(), Refusal::BodyTooLarge);
+        assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1000]))).await.unwrap().length(), Some(1000));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_above_the_limit_is_refused_and_everything_given_back() {
+        let bench = Bench::new(1 << 20, 1 << 30, 500_000);
+        let (client, body) = bench.of_chunks();
+        write(client, format!("1000\r\n{}\r\n", "x".repeat(4096)).repeat(200).into_bytes());
+        assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BodyTooLarge);
+        assert_eq!(bench.used(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn memory_grows_with_what_came_and_not_with_what_was_declared() {
+        let bench = Bench::new(1 << 20, 1 << 20, 1 << 40);
+        let (mut client, body) = bench.of_length(1 << 39);
+        client.write_all(&[7; 5000]).await.unwrap();
+        let mut taken = std::pin::pin!(bench.take(body));
+        assert!(timeout(std::time::Duration::from_millis(100), &mut taken).await.is_err());
+        assert!((1..=16 * 1024).contains(&bench.used().0), "{:?}", bench.used());
+        assert_eq!(taken.await.unwrap_err(), Refusal::SlowBody);
+        assert_eq!(bench.used(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn where_memory_is_spent_the_disk_takes_it_and_where_both_are_the_client_is_told() {
+        let bench = Bench::new(1 << 16, 1 << 20, 1 << 30);
+        let mut other = bench.store.memory.open();
+        assert!(other.grow(1 << 16));
+        let (client, body) = bench.of_length(50_000);
+        write(client, vec![1; 50_000]);
+        let complete = bench.take(body).await.unwrap();
+        assert!(matches!(complete.content(), Content::File(file) if file.len() == 50_000));
+        let (client, body) = bench.of_length(1_040_000);
+        write(client, vec![1; 1_040_000]);
+        assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BufferFull);
+        assert_eq!(bench.used(), (1 << 16, 50_000));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_moves_is_never_too_slow_and_one_that_drips_is() {
+        let bench = Bench::new(1 << 20, 1 << 20, 1 << 20);
+        let (mut client, body) = bench.of_length(20_000);
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                client.write_all(&[1; 1000]).await.unwrap();
+                sleep(std::time::Duration::from_millis(50)).await;
+            }
+            sleep(std::time::Duration::from_secs(9)).await;
+        });
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(20_000));
+        let (mut client, body) = bench.of_length(20_000);
+        tokio::spawn(async move {
+            while client.write_all(&[1]).await.is_ok() {
+                sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        assert_eq!(bench.take(body).await.unwrap_err(), Refusal::SlowBody);
+    }
+
+    #[tokio::test]
+    async fn an_honest_upload_is_not_the_one_that_makes_room() {
+        let bench = Bench::new(1 << 20, 1 << 30, 1 << 30);
+        let (mut client, body) = bench.of_length(3_000_000);
+        let sweep = Arc::clone(&bench.sweep);
+        tokio::spawn(async move {
+            client.write_all(&[1; 2_000_000]).await.unwrap();
+            sleep(std::time::Duration::from_millis(50)).await;
+            // Whatever is left to be dropped, it is not this one.
+            sweep.evict(crate::accept::limit::HONEST, 100);
+            client.write_all(&[1; 1_000_000]).await.unwrap_or_default();
+            sleep(std::time::Duration::from_secs(9)).await;
+        });
+        assert_eq!(bench.take(body).await.unwrap().length(), Some(3_000_000));
+    }
+}

@@ -40,7 +40,7 @@ fn send(request: Request<Complete>) -> Result<Vec<u8>, Refusal> {
         .layer(ForwardedLayer::new(forwarded::Config::default(), trusted))
         .layer(ShieldLayer::new(shield::Config::default()))
         .layer(ShieldBodyLayer::new(shield::Config::default()))
-        .layer(ConcealLayer::new(conceal::Config::default()))
+        .layer(ConcealLayer::new(conceal::Config::default(), std::sync::Arc::default()))
         .layer(CanonicalLayer::new(canonical::Config::default()))
         .service(puma);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

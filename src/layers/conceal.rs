@@ -88,14 +88,14 @@ pub struct ConcealLayer {
 struct Preset {
     mode: Mode,
     telltale: Vec<HeaderName>,
-    found: AtomicU64,
+    found: Arc<AtomicU64>,
     add: Vec<(HeaderName, HeaderValue)>,
     hsts: Option<HeaderValue>,
 }
 
 impl ConcealLayer {
-    /// From the configuration.
-    pub fn new(config: Config) -> Self {
+    /// From the configuration; `found` counts answers that told something, also where they are only observed.
+    pub fn new(config: Config, found: Arc<AtomicU64>) -> Self {
         let telltale = config.response_remove.0.iter().filter_map(|name| name.parse().ok()).collect();
         let named = [
             (X_CONTENT_TYPE_OPTIONS, if config.nosniff { "nosniff" } else { "" }),
@@ -108,12 +108,7 @@ impl ConcealLayer {
             Hsts::For(time) => HeaderValue::from_str(&["max-age=", itoa::Buffer::new().format(time.get().as_secs())].concat()).ok(),
             Hsts::Off(Off::Off) => None,
         };
-        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found: AtomicU64::new(0), add, hsts }) }
-    }
-
-    /// Answers so far that told something, also where they were only observed.
-    pub fn found(&self) -> u64 {
-        self.preset.found.load(Relaxed)
+        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found, add, hsts }) }
     }
 }
 
@@ -210,7 +205,7 @@ mod tests {
             async { Ok::<_, Refusal>(answer) }
         });
         let request = fixture::from("/", Client { scheme, ..Client::local() }).body(()).unwrap();
-        ConcealLayer::new(config).layer(app).oneshot(request).await.unwrap().into_parts().0.headers
+        ConcealLayer::new(config, Arc::default()).layer(app).oneshot(request).await.unwrap().into_parts().0.headers
     }
 
     #[tokio::test]

@@ -6,6 +6,31 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upgrade;
 
+/// Extension of an HTTP/2 request that was an extended CONNECT for WebSocket (RFC 8441 §4). It is a handshake or it is nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extended;
+
+/// Everything that RFC 8441 §5 leaves of the handshake holds: there is no key, as HTTP/2 needs no proof that it was understood.
+pub fn is_extended(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::GET && !has_body(headers) && only(headers, &header::SEC_WEBSOCKET_VERSION).is_some_and(|v| v.as_bytes() == b"13")
+}
+
+/// Adds what an HTTP/1.1 handshake has besides.
+pub fn complete(headers: &mut HeaderMap) {
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(key) = HeaderValue::from_str(&key()) {
+        headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    }
+}
+
+/// 16 random bytes in base64. The last digit carries two bits only.
+fn key() -> String {
+    let digit = |_| fastrand::choice(DIGITS.iter()).map_or('A', |digit| char::from(*digit));
+    (0..21).map(digit).chain(fastrand::choice(*b"AQgw").map(char::from)).chain("==".chars()).collect()
+}
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 /// Everything that the RFC asks of a handshake holds; `Connection` is judged by the caller, who reads its options anyway.
 pub fn is_websocket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     method == Method::GET
@@ -48,6 +73,18 @@ mod tests {
     #[test]
     fn the_handshake_of_the_rfc_is_one() {
         assert!(is_websocket(&Method::GET, Version::HTTP_11, &handshake()));
+    }
+
+    #[test]
+    fn an_extended_handshake_is_completed_to_the_one_of_the_rfc() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        assert!(is_extended(&Method::GET, &headers) && !is_websocket(&Method::GET, Version::HTTP_11, &headers));
+        complete(&mut headers);
+        assert!(is_websocket(&Method::GET, Version::HTTP_11, &headers));
+        let first = headers.get(header::SEC_WEBSOCKET_KEY).cloned();
+        complete(&mut headers);
+        assert_ne!(first.as_ref(), headers.get(header::SEC_WEBSOCKET_KEY));
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub mod redirect;
 pub mod relay;
 pub mod request_id;
 pub mod request_start;
+pub mod route;
 pub mod sensitive;
 pub mod shield;
 pub mod shield_body;
@@ -77,6 +78,8 @@ pub struct Layers {
     pub sensitive: sensitive::SensitiveLayer,
     /// `[framing]`.
     pub normalize: normalize::NormalizeLayer,
+    /// `[[route]]`.
+    pub route: route::RouteLayer,
     /// `[headers]`.
     pub forwarded: forwarded::ForwardedLayer,
     /// `[shield]`, the head.
@@ -89,7 +92,7 @@ pub struct Layers {
     pub shield_body: shield_body::ShieldBodyLayer,
     /// `[queue]`.
     pub in_flight: in_flight::InFlightLayer,
-    /// `[conceal]`.
+    /// `[headers]`.
     pub conceal: conceal::ConcealLayer,
     /// `[backtrace]`.
     pub backtrace: backtrace::BacktraceLayer,
@@ -121,14 +124,15 @@ where
         .layer(layers.host) // an unknown host learns nothing
         .layer(layers.sensitive) // paths that must never reach an application
         .layer(layers.normalize) // from here on there is one spelling
+        .layer(layers.route) // what holds for this path alone
         .layer(layers.forwarded) // the client's word on itself is gone, ours is set
         .layer(layers.shield) // Rack's known weak spots in fields
         .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done
         .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot
         .layer(layers.shield_body) // and in complete bodies
         .layer(layers.in_flight) // the only queue
-        .layer(layers.conceal) // what the answer must not tell
-        .layer(layers.backtrace)
+        .layer(layers.conceal) // what the fields of an answer must not tell
+        .layer(layers.backtrace) // nor the body of an error
         .layer(layers.canonical) // the last word on framing
         .service(puma)
 }

@@ -22,7 +22,7 @@ use tower_service::Service;
 
 use super::{
     field_policy::{Kind, imitates_framing, is_protected, is_trust, kind},
-    handshake::{self, Upgrade},
+    handshake::{self, Extended, Upgrade},
     outcome::Decided,
     path_policy::PathPolicy,
     target_view,
@@ -194,9 +194,16 @@ impl Config {
     fn fields(&self, head: &mut Parts, notes: &Notes) -> Result<bool, Refusal> {
         let two = head.version == Version::HTTP_2;
         let options = if two { Options::default() } else { connection_options(&head.headers)? };
-        let websocket = options.upgrade
-            && handshake::is_websocket(&head.method, head.version, &head.headers)
-            && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        let extended = two && head.extensions.get::<Extended>().is_some();
+        let well_formed = match extended {
+            true => handshake::is_extended(&head.method, &head.headers),
+            false => options.upgrade && handshake::is_websocket(&head.method, head.version, &head.headers),
+        };
+        let websocket = well_formed && self.may_upgrade(head.extensions.get::<Arrival>().map(|a| &a.target));
+        if extended && !websocket {
+            // It cannot go on as a plain request: its client would read any success as an open tunnel.
+            return Err(Refusal::Denied(Rule::T12));
+        }
         let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
         let repeated = head.headers.keys_len() < head.headers.len();
         let mut cookies = 0_usize;
@@ -242,6 +249,9 @@ impl Config {
         }
         for name in options.named {
             head.headers.remove(name);
+        }
+        if extended {
+            handshake::complete(&mut head.headers);
         }
         if cookies > 1 {
             join_cookies(&mut head.headers)?;
@@ -430,6 +440,30 @@ mod tests {
 
     fn observed(head: &Parts) -> Vec<Rule> {
         head.extensions.get::<Arrival>().unwrap().notes.observed().collect()
+    }
+
+    fn extended(config: Config, fields: &[(&str, &str)]) -> Result<Parts, Refusal> {
+        let mut request = fixture::arrived("/cable").method("GET").version(Version::HTTP_2).extension(Extended);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let mut head = request.body(()).unwrap().into_parts().0;
+        config.normalize(&mut head)?;
+        Ok(head)
+    }
+
+    #[test]
+    fn an_extended_connect_becomes_a_handshake_or_is_refused() {
+        let fields = [("sec-websocket-version", "13"), ("sec-websocket-protocol", "actioncable-v1-json"), ("sec-websocket-key", "own")];
+        let head = extended(Config::default(), &fields).unwrap();
+        assert!(head.extensions.get::<Upgrade>().is_some());
+        assert!(handshake::is_websocket(&head.method, Version::HTTP_11, &head.headers), "{:?}", head.headers);
+        assert_eq!(head.headers.get("sec-websocket-protocol").unwrap(), "actioncable-v1-json");
+        let elsewhere = Config { websocket_paths: OneOrMany(vec!["/other".into()]), ..Config::default() };
+        let with_body = [fields[0], ("content-length", "5")];
+        for (config, fields) in [(elsewhere, &fields[..1]), (Config::default(), &fields[1..2]), (Config::default(), &with_body)] {
+            assert_eq!(extended(config, fields).err(), Some(Refusal::Denied(Rule::T12)));
+        }
     }
 
     #[test]

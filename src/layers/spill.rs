@@ -91,8 +91,10 @@ impl Config {
 }
 
 impl Store {
-    /// Starts the two threads that do the reading and writing.
+    /// Tries the folder, and starts the two threads that do the reading and writing.
     pub fn start(config: &Config) -> io::Result<Arc<Self>> {
+        // A folder that cannot be written to would otherwise be found out by the first large upload.
+        drop(unlinked(&config.dir)?);
         let (jobs, queue) = mpsc::channel::<Job>();
         let queue = Arc::new(Mutex::new(queue));
         for n in 0..THREADS {
@@ -220,7 +222,7 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
 }
 
 /// The memory limit of this process's cgroup, or the machine's memory.
-fn available_memory() -> u64 {
+pub fn available_memory() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let cgroup = read("/sys/fs/cgroup/memory.max").or_else(|| read("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
     let machine = std::fs::read_to_string("/proc/meminfo")

@@ -1,6 +1,10 @@
 //! From a configuration to everything that serves by it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use http::{Request, Response};
@@ -27,10 +31,13 @@ use crate::{
     },
     layers::{
         Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
-        redirect, relay, request_id, sensitive, shield, shield_body, slots::Slots, spill::Store,
+        redirect, relay, request_id, route, sensitive, shield, shield_body,
+        slots::Slots,
+        spill::{Store, available_memory},
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
+    overload::Overload,
     sandbox::Confinement,
     upstream::Puma,
 };
@@ -74,7 +81,10 @@ pub struct House<S, R> {
     bans: ArcSwap<ban::Bans>,
     rates: ArcSwap<rate::Limits>,
     slots: Slots,
+    concealed: Concealed,
     makers: Makers<S, R>,
+    /// Puma is ours: it is there once it says so itself.
+    awaits_puma: bool,
 }
 
 /// The parts that layers share with the rest and keep over a reload.
@@ -86,11 +96,22 @@ pub(super) struct Shared<'a> {
     pub(super) bans: Arc<ban::Bans>,
     pub(super) rates: Arc<rate::Limits>,
     pub(super) slots: &'a Slots,
+    pub(super) overload: &'a Arc<Overload>,
+    pub(super) concealed: &'a Concealed,
+}
+
+/// Answers that told too much, counted over reloads.
+#[derive(Debug, Default)]
+pub struct Concealed {
+    /// In fields.
+    pub fields: Arc<AtomicU64>,
+    /// In the body of an error.
+    pub backtraces: Arc<AtomicU64>,
 }
 
 impl<S: Clone, R: Clone> House<S, R> {
     /// Builds everything, within the runtime.
-    pub fn build(config: &Config, makers: Makers<S, R>) -> Result<Self, StartError> {
+    pub fn build(config: &Config, makers: Makers<S, R>, awaits_puma: bool) -> Result<Self, StartError> {
         let tls = match config.tls.is_on() {
             true => Some(Arc::new(Terminator::load(&config.tls).map_err(StartError::Certificate)?)),
             false => None,
@@ -104,21 +125,25 @@ impl<S: Clone, R: Clone> House<S, R> {
         let pages = answer::Pages::load(&config.errors).map_err(StartError::resource("errors.dir", "name a folder that can be read"))?;
         let pages = Arc::new(pages);
         let sweep = Sweep::new();
+        let overload = Overload::new(config.overload.clone());
         let gate = Arc::new(Gate {
             timeouts: ArcSwap::from_pointee(config.timeouts.clone()),
             limits: limit::Limits::new(config.limits.connections()),
             trusted: ArcSwap::from_pointee(config.trusted_proxies.clone()),
             sweep: Arc::clone(&sweep),
             counters: Counters::default(),
+            overload: Arc::clone(&overload),
             tls,
             report: |line| event(Level::Warn, "listener", &[("problem", &line)]),
         });
         tokio::spawn(Arc::clone(&sweep).run());
+        tokio::spawn(Arc::clone(&overload).run(available_memory()));
         let slots = Slots::new(config.queue.policy(config.upstream.hold_on_refused.get()));
         let puma = Puma::start(config.upstream.clone(), slots.clone());
         let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
         let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
         let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
+        let concealed = Concealed::default();
         let shared = Shared {
             store: &store,
             sweep: &sweep,
@@ -127,11 +152,13 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: Arc::clone(&bans),
             rates: Arc::clone(&rates),
             slots: &slots,
+            overload: &overload,
+            concealed: &concealed,
         };
         let layers = layers(config, &shared);
         let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
-        let sites = Sites::new(site(config, (makers.stack)(layers, puma.clone()), &recorder, &bans));
-        let redirects = Sites::new(site(config, redirect, &recorder, &bans));
+        let sites = Sites::new(site(config, (makers.stack)(layers, puma.clone()), &shared));
+        let redirects = Sites::new(site(config, redirect, &shared));
         let house = House {
             sites,
             redirects,
@@ -145,9 +172,12 @@ impl<S: Clone, R: Clone> House<S, R> {
             bans: ArcSwap::new(bans),
             rates: ArcSwap::new(rates),
             slots,
+            concealed,
             makers,
+            awaits_puma,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
+        figures::register_concealed(&house.metrics, &house.concealed);
         Ok(house)
     }
 
@@ -160,6 +190,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         self.gate.timeouts.store(Arc::new(new.timeouts.clone()));
         self.gate.limits.reload(new.limits.connections());
         self.gate.trusted.store(Arc::new(new.trusted_proxies.clone()));
+        self.gate.overload.reconfigure(new.overload.clone());
         self.store.resize(&new.buffer);
         self.recorder.reload(&new.log);
         let trusted = client_address::TrustedProxies::from(&new.trusted_proxies);
@@ -167,22 +198,21 @@ impl<S: Clone, R: Clone> House<S, R> {
         if old.rate_limit != new.rate_limit || old.trusted_proxies != new.trusted_proxies {
             self.rates.store(Arc::new(rate::Limits::new(new.rate_limit.clone(), trusted)));
         }
-        let bans = self.bans.load_full();
-        let layers = layers(
-            new,
-            &Shared {
-                store: &self.store,
-                sweep: &self.gate.sweep,
-                recorder: &self.recorder,
-                pages: &self.pages,
-                bans: Arc::clone(&bans),
-                rates: self.rates.load_full(),
-                slots: &self.slots,
-            },
-        );
+        let shared = Shared {
+            store: &self.store,
+            sweep: &self.gate.sweep,
+            recorder: &self.recorder,
+            pages: &self.pages,
+            bans: self.bans.load_full(),
+            rates: self.rates.load_full(),
+            slots: &self.slots,
+            overload: &self.gate.overload,
+            concealed: &self.concealed,
+        };
+        let layers = layers(new, &shared);
         let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
-        self.redirects.replace(site(new, redirect, &self.recorder, &bans));
-        self.sites.replace(site(new, (self.makers.stack)(layers, self.puma.clone()), &self.recorder, &bans));
+        self.redirects.replace(site(new, redirect, &shared));
+        self.sites.replace(site(new, (self.makers.stack)(layers, self.puma.clone()), &shared));
         figures::reloaded();
         Ok(needs_restart(old, new))
     }
@@ -230,10 +260,11 @@ impl<S: Clone, R: Clone> House<S, R> {
     /// What the admin pages show.
     pub fn admin(&self) -> admin::Admin {
         let (puma, capacity, drain) = (self.puma.clone(), self.puma.clone(), Arc::clone(&self.drain));
+        let awaits_puma = self.awaits_puma;
         admin::Admin {
             metrics: Arc::clone(&self.metrics),
             ready: Box::new(move || match drain.phase() {
-                Phase::Serving if puma.figures().away => Err("upstream_down"),
+                Phase::Serving if puma.figures().away || awaits_puma && !puma.has_booted() => Err("upstream_down"),
                 Phase::Serving => Ok(()),
                 Phase::Leaving | Phase::Closing => Err("draining"),
             }),
@@ -317,27 +348,31 @@ pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         host: host::HostLayer::new(config.host.clone(), &[]),
         sensitive: sensitive::SensitiveLayer::new(config.sensitive.clone()),
         normalize: normalize::NormalizeLayer::new(config.framing.clone()),
+        route: route::RouteLayer::new(config.route.clone(), trusted.clone(), Arc::clone(shared.overload)),
         forwarded: forwarded::ForwardedLayer::new(config.headers.forwarded(), trusted),
         shield: shield::ShieldLayer::new(config.shield),
         relay: relay::RelayLayer::new(Arc::clone(shared.store), config.buffer.clone()),
         buffer: buffer::BufferLayer::new(policy),
         shield_body: shield_body::ShieldBodyLayer::new(config.shield),
         in_flight: in_flight::InFlightLayer::new(&config.queue, shared.slots.clone()),
-        conceal: conceal::ConcealLayer::new(config.conceal.clone()),
-        backtrace: backtrace::BacktraceLayer::new(config.backtrace),
+        conceal: conceal::ConcealLayer::new(config.conceal.clone(), Arc::clone(&shared.concealed.fields)),
+        backtrace: backtrace::BacktraceLayer::new(config.backtrace, Arc::clone(&shared.concealed.backtraces)),
         canonical: canonical::CanonicalLayer::new(config.headers.canonical()),
     }
 }
 
-pub(super) fn site<S>(config: &Config, stack: S, recorder: &Arc<Recorder>, bans: &Arc<ban::Bans>) -> Site<S> {
+pub(super) fn site<S>(config: &Config, stack: S, shared: &Shared<'_>) -> Site<S> {
     Site {
         limits: config.limits.guard(config.framing.mode == normalize::Strictness::Monitor),
         timeouts: config.timeouts.clone(),
         rates: config.rates.clone(),
         tunnel_idle: config.timeouts.tunnel_idle,
+        // The rest of the drain is for them to say goodbye.
+        tunnel_spread: (config.server.drain.get() * 3 / 4).min(LONGEST_SPREAD),
         stack,
-        recorder: Arc::clone(recorder),
-        bans: Arc::clone(bans),
+        recorder: Arc::clone(shared.recorder),
+        bans: Arc::clone(&shared.bans),
+        overload: Arc::clone(shared.overload),
     }
 }
 
@@ -364,5 +399,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
+/// WebSockets end over at most this long.
+const LONGEST_SPREAD: Duration = Duration::from_secs(30);
 /// How long the end of the process waits for its log.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -8,6 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use super::assembly::Concealed;
 use crate::{
     accept::{
         Gate,
@@ -29,6 +30,17 @@ pub fn register(metrics: &Metrics, gate: &Arc<Gate>, puma: &Puma, store: &Arc<St
         slots(sheet, &puma);
         buffers(sheet, &store);
         reloads(sheet);
+    }));
+}
+
+/// Registers the answers that told too much.
+pub fn register_concealed(metrics: &Metrics, concealed: &Concealed) {
+    let parts = [("fields", Arc::clone(&concealed.fields)), ("backtrace", Arc::clone(&concealed.backtraces))];
+    metrics.collect_with(Box::new(move |sheet| {
+        for (part, count) in &parts {
+            let help = "Answers of the application that told too much of it, concealed or observed.";
+            sheet.counter("palisade_answers_concealed_total", help, &[("part", part)], count.load(Relaxed));
+        }
     }));
 }
 

@@ -7,7 +7,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::assembly::{Shared, layers, site};
+use super::assembly::{Concealed, Shared, layers, site};
 use crate::{
     accept::pace::Sweep,
     config::Config,
@@ -17,6 +17,7 @@ use crate::{
     },
     layers::{self, answer, ban, canonical::Canonical, client_address::TrustedProxies, rate, slots::Slots, spill::Store},
     log::Recorder,
+    overload::Overload,
     refusal::Refusal,
 };
 
@@ -54,17 +55,18 @@ where
     let slots = Slots::new(config.queue.policy(config.upstream.hold_on_refused.get()));
     slots.set_workers(&[1]);
     let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
-    let layers = layers(
-        config,
-        &Shared {
-            store: &Store::start(&config.buffer)?,
-            sweep: &sweep,
-            recorder,
-            pages: &Arc::new(answer::Pages::load(&answer::Config::default())?),
-            bans: Arc::clone(&bans),
-            rates: Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted)),
-            slots: &slots,
-        },
-    );
-    Ok(Rehearsal { sites: Sites::new(site(config, layers::stack(layers, puma), recorder, &bans)), sweep })
+    let shared = Shared {
+        store: &Store::start(&config.buffer)?,
+        sweep: &sweep,
+        recorder,
+        pages: &Arc::new(answer::Pages::load(&answer::Config::default())?),
+        bans: Arc::clone(&bans),
+        rates: Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted)),
+        slots: &slots,
+        overload: &Overload::new(config.overload.clone()),
+        concealed: &Concealed::default(),
+    };
+    let layers = layers(config, &shared);
+    let sites = Sites::new(site(config, layers::stack(layers, puma), &shared));
+    Ok(Rehearsal { sites, sweep })
 }

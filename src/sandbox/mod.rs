@@ -99,6 +99,18 @@ pub fn enter(loaded: &Loaded) -> Result<Confinement, Problem> {
     Ok(confinement)
 }
 
+/// Nothing is given up: what this process starts would inherit every restriction, and Puma needs more than a proxy does.
+pub fn around_puma(loaded: &Loaded) -> Result<Confinement, Problem> {
+    match loaded.config.server.sandbox {
+        Sandbox::Required => Err(Problem {
+            place: "server.sandbox".into(),
+            cause: "a process that starts Puma cannot be confined, as Puma would inherit it".into(),
+            remedy: "start Puma on its own and use `palisade run`, or set server.sandbox = \"auto\"".into(),
+        }),
+        Sandbox::Off | Sandbox::Auto => Ok(Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO }),
+    }
+}
+
 impl Confinement {
     /// Whether the part was given up.
     pub fn has(&self, part: Part) -> bool {
@@ -115,7 +127,7 @@ impl Confinement {
         };
         let micros = self.took.as_micros();
         let missing = missing.join(",");
-        event(level, "sandbox", &[("level", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
+        event(level, "sandbox", &[("reached", &reached), ("missing", &missing), ("landlock", &self.landlock), ("micros", &micros)]);
     }
 
     fn confine(&mut self, reach: &Reach) -> Result<(), Problem> {

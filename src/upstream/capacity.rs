@@ -6,10 +6,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
+    config::secret::{Secret, Unreadable},
     puma::puma_rb,
     upstream::{
         Config, Inner,
@@ -35,12 +36,17 @@ pub(super) fn start(puma: &Arc<Inner>) {
 
 async fn keep_up(puma: Weak<Inner>) {
     let mut pause = Duration::ZERO;
+    let mut known = puma.upgrade().and_then(|puma| written(&puma.config));
     loop {
         tokio::time::sleep(pause).await;
         let Some(puma) = puma.upgrade() else { return };
         let grown = puma.sockets.may_grow() && puma.sockets.look();
         let asked = ask(&puma).await;
-        if grown || asked {
+        let now = written(&puma.config);
+        // A file that is away is being replaced: what it said still holds.
+        let edited = now.is_some() && now != known;
+        known = now.or(known);
+        if grown || asked || edited {
             apply(&puma);
         }
         for socket in puma.sockets.all().iter() {
@@ -54,14 +60,17 @@ async fn keep_up(puma: Weak<Inner>) {
 /// Asks the control server; no answer leaves everything as it is.
 async fn ask(puma: &Inner) -> bool {
     let Some(control) = &puma.config.control_url else { return false };
-    let token = match &puma.config.control_token_file {
-        Some(file) => tokio::fs::read_to_string(file).await.unwrap_or_default(),
-        None => String::new(),
-    };
-    let Ok(stats) = stats::fetch(control, token.trim(), STATS_DEADLINE).await else { return false };
+    let Ok(token) = token(&puma.config) else { return false };
+    let token = token.as_ref().map(Secret::expose).unwrap_or_default();
+    let Ok(stats) = stats::fetch(control, token, STATS_DEADLINE).await else { return false };
     puma.set_version(stats.version);
     puma.reported.store(Some(Arc::new(Reported { stats, at: Instant::now() })));
     true
+}
+
+/// The token, read each time: it may be replaced while we run.
+pub fn token(config: &Config) -> Result<Option<Secret>, Unreadable> {
+    config.control_token_file.as_deref().map(Secret::read).transpose()
 }
 
 fn apply(puma: &Inner) {
@@ -98,6 +107,11 @@ fn limits(config: &Config, stats: Option<&Stats>, sockets: &[Arc<Socket>]) -> Ve
         Some(slots) => equally(slots),
         None => equally(DEFAULT_THREADS.saturating_mul(count)),
     }
+}
+
+/// When `puma_config` was last written: Puma is about to be restarted with what it says now.
+fn written(config: &Config) -> Option<SystemTime> {
+    std::fs::metadata(config.puma_config.as_ref()?).ok()?.modified().ok()
 }
 
 /// Threads times workers as `puma_config` says, where it can be known without running it.

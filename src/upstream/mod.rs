@@ -44,7 +44,7 @@ mod turn;
 mod upgrade;
 
 pub use answer::Answer;
-pub use capacity::Reported;
+pub use capacity::{Reported, token};
 pub use health::Config as Health;
 pub use pool::Reuse;
 
@@ -158,6 +158,11 @@ impl Puma {
     /// What the control server said the last time it answered.
     pub fn reported(&self) -> Option<Arc<Reported>> {
         self.0.reported.load_full()
+    }
+
+    /// The control server has said that a worker serves. A socket may accept long before.
+    pub fn has_booted(&self) -> bool {
+        self.reported().is_some_and(|reported| reported.stats.workers.iter().any(|worker| worker.booted))
     }
 
     /// Threads, who has them, who waits.

@@ -62,10 +62,10 @@ pub struct WorkerStats {
 }
 
 /// Asks the control server.
-pub async fn fetch(control: &Address, token: &str, deadline: Duration) -> io::Result<Stats> {
+pub async fn fetch(control: &Address, token: &[u8], deadline: Duration) -> io::Result<Stats> {
     let ask = async {
         let mut stream = control.connect(deadline).await?;
-        let query: String = token.bytes().map(escaped).collect();
+        let query: String = token.iter().copied().map(escaped).collect();
         let request = format!("GET /stats?token={query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut buffer = BytesMut::new();

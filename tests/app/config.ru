@@ -51,6 +51,8 @@ module App
     when "/cable" then cable(env)
     when "/hints" then hints(env)
     when "/short" then short(env)
+    when "/trace" then [500, { "Content-Type" => "text/plain" }, [["RuntimeError: as asked", *caller].join("\n\t")]]
+    when "/secured" then text("ok\n", "Strict-Transport-Security" => "max-age=5", "X-Content-Type-Options" => "own", "X-Frame-Options" => "ALLOW-FROM x", "Referrer-Policy" => "no-referrer")
     when "/raise" then raise "as asked"
     when "/crash" then Process.kill(:KILL, Process.pid)
     else [404, { "Content-Type" => "text/plain" }, ["not found\n"]]

@@ -160,19 +160,21 @@ fn the_exit_code_follows_the_threshold() {
     let app = application(GOOD);
     commit(app.path());
     write(app.path(), "--- .env 0644\nA=1\n");
-    let code = |fail_on| audit::command(app.path(), Format::Json, fail_on, &[], &mut Vec::new()).unwrap();
+    let code = |fail_on| audit::command(app.path(), Format::Json, fail_on, &Options::default(), &mut Vec::new()).unwrap();
     assert_eq!(code(None), 0);
     assert_eq!(code(Some(Severity::Critical)), 0);
     assert_eq!(code(Some(Severity::High)), 6);
     assert_eq!(code(Some(Severity::Low)), 6);
-    assert!(audit::command(&app.path().join("nothing"), Format::Table, None, &[], &mut Vec::new()).is_err());
+    assert!(audit::command(&app.path().join("nothing"), Format::Table, None, &Options::default(), &mut Vec::new()).is_err());
 }
 
 #[test]
 fn the_configuration_takes_waivers_only_with_reason_and_date() {
-    let read = |ignore: &str| serde_json::from_str::<audit::Config>(&format!("{{\"on_start\": \"block\", \"ignore\": [{ignore}]}}"));
+    let read = |ignore: &str| {
+        serde_json::from_str::<palisade::config::server::Audit>(&format!("{{\"on_start\": \"block\", \"ignore\": [{ignore}]}}"))
+    };
     let config = read(r#"{"id": "E08", "reason": "a laboratory", "until": "2027-01-31"}"#).unwrap();
-    assert_eq!((config.on_start, config.ignore.len()), (audit::OnStart::Block, 1));
+    assert_eq!((config.on_start, config.ignore.len()), (palisade::config::server::OnStart::Block, 1));
     assert!(read(r#"{"id": "E08", "until": "2027-01-31"}"#).is_err());
     assert!(read(r#"{"id": "E08", "reason": "x"}"#).is_err());
     assert!(read(r#"{"id": "E08", "reason": "x", "until": "soon"}"#).is_err());

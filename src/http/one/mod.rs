@@ -28,7 +28,7 @@ use self::{
     reader::{Reader, Returned},
     reply::Sent,
     request::Arrived,
-    wire::{Ended, Wire},
+    wire::{Ended, Outgoing, Wire},
 };
 use crate::{
     accept::{client::Client, pace::Beat, stream::Stream},
@@ -58,15 +58,13 @@ where
     })
     .await;
     loop {
-        let wait = if connection.served == 0 { connection.site.timeouts.header } else { connection.site.timeouts.idle };
-        wire.beat.until(wire.beat.now().saturating_add(wait.as_millis()));
         if connection.next_bytes(&mut wire).await.is_err() {
             return wire.close().await;
         }
         match Box::pin(connection.exchange(wire)).await {
             Next::Request(kept) => wire = kept,
             Next::Linger(wire) => return wire.linger().await,
-            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.site).await,
+            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.sites, &connection.site).await,
             Next::Nothing => return,
         }
     }
@@ -99,6 +97,8 @@ struct Held {
     wire: Option<Wire>,
     body: Option<oneshot::Receiver<Returned>>,
     clean: bool,
+    /// Interim answers on their way out.
+    hints: Outgoing,
 }
 
 impl<S, B> Connection<S>
@@ -107,13 +107,29 @@ where
     B: Relay,
 {
     /// Waits for the first byte of a request. Empty lines do not count (RFC 9112 §2.2): the guard will count them.
+    ///
+    /// While Palisade drains, what has come is answered, and an idle connection ends; a new one has a moment for its request.
     async fn next_bytes(&mut self, wire: &mut Wire) -> Result<(), Ended> {
         if wire.input.is_empty() {
             wire.input = BytesMut::new();
         }
+        let is_new = self.served == 0;
+        let wait = if is_new { self.site.timeouts.header } else { self.site.timeouts.idle };
+        let deadline = wire.beat.now().saturating_add(wait.as_millis());
+        wire.beat.until(deadline);
         while wire.input.iter().all(|b| matches!(b, b'\r' | b'\n')) && wire.input.len() <= EMPTY_LINES {
-            let sites = &self.sites;
-            std::future::poll_fn(|cx| if sites.is_draining() { Poll::Ready(Err(Ended::Over)) } else { wire.poll_fill(cx) }).await?;
+            let (sites, last_call) = (&self.sites, deadline.min(self.born.saturating_add(LAST_CALL)));
+            std::future::poll_fn(|cx| {
+                let filled = wire.poll_fill(cx);
+                if filled.is_pending() && sites.is_draining() {
+                    if !is_new || wire.beat.now() >= last_call {
+                        return Poll::Ready(Err(Ended::Over));
+                    }
+                    wire.beat.until(last_call);
+                }
+                filled
+            })
+            .await?;
         }
         Ok(())
     }
@@ -135,15 +151,20 @@ where
         let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
         let Some(notes) = parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)) else { return Next::Nothing };
         let (body, mut held) = self.body(wire, framing, expects_continue);
-        let answer = self.stack.call(Request::from_parts(parts, body));
-        let outcome = held.wait_for(pin!(answer), &notes, is_old).await;
-        let Some(outcome) = outcome else { return Next::Nothing };
-        let Some((mut wire, clean)) = held.take() else { return Next::Nothing };
-        let Ok(mut response) = outcome;
+        let outcome = {
+            let answer = pin!(self.stack.call(Request::from_parts(parts, body)));
+            held.wait_for(answer, &notes, is_old).await
+        };
+        let Some(Ok(mut response)) = outcome else { return Next::Nothing };
+        let Some(Back { mut wire, clean, hints }) = held.take().await else { return Next::Nothing };
+        if reply::is_to_nobody(&response) {
+            return Next::Nothing;
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
             let (parts, body) = response.into_parts();
-            return match wire.send(response::switching(&parts)).await {
+            wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
+            return match wire.send(Outgoing { head: hints.head, data: response::switching(&parts) }).await {
                 Ok(()) => {
                     drop(body);
                     Next::Tunnel(wire, far)
@@ -151,11 +172,13 @@ where
                 Err(_) => Next::Nothing,
             };
         }
-        let keep = keep && clean && !wire.has_ended() && self.may_go_on(wire.beat.now()) && !reply::closes(&response);
+        // Requests that came before the client closed its side are still answered (RFC 9112 §9.6).
+        let has_more = !wire.has_ended() || !wire.input.is_empty();
+        let keep = keep && clean && has_more && self.may_go_on(wire.beat.now()) && !reply::closes(&response);
         let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
-        match reply::send(&mut wire, response, shape, &self.site.rates, &self.site.timeouts).await {
-            Sent::Whole if keep => Next::Request(wire),
-            Sent::Whole => Next::Linger(wire),
+        match reply::send(&mut wire, hints, response, shape, &self.site.rates, &self.site.timeouts).await {
+            Sent::Kept => Next::Request(wire),
+            Sent::Last => Next::Linger(wire),
             Sent::Broken => {
                 wire.abort();
                 Next::Nothing
@@ -180,21 +203,23 @@ where
     }
 
     fn body(&self, mut wire: Wire, framing: Framing, invite: bool) -> (Received, Held) {
+        let here = |wire| Held { wire: Some(wire), body: None, clean: true, hints: Outgoing::default() };
+        let away = |home| Held { wire: None, body: Some(home), clean: false, hints: Outgoing::default() };
         match framing {
-            Framing::None => (Received::None, Held { wire: Some(wire), body: None, clean: true }),
+            Framing::None => (Received::None, here(wire)),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(length) if length <= wire.input.len() => {
                     let whole = wire.input.split_to(length).freeze();
-                    (Received::Whole(whole), Held { wire: Some(wire), body: None, clean: true })
+                    (Received::Whole(whole), here(wire))
                 }
                 _ => {
                     let (reader, home) = Reader::of_length(wire, length, self.site.limits, invite);
-                    (Received::One(Box::new(reader)), Held { wire: None, body: Some(home), clean: false })
+                    (Received::One(Box::new(reader)), away(home))
                 }
             },
             Framing::Chunked => {
                 let (reader, home) = Reader::of_chunks(wire, self.site.limits, invite);
-                (Received::One(Box::new(reader)), Held { wire: None, body: Some(home), clean: false })
+                (Received::One(Box::new(reader)), away(home))
             }
         }
     }
@@ -207,7 +232,7 @@ where
             return Next::Nothing;
         }
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
-        match wire.send(reply::whole(&answer::bare(refusal))).await {
+        match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal)), data: Bytes::new() }).await {
             Ok(()) => Next::Linger(wire),
             Err(_) => Next::Nothing,
         }
@@ -216,40 +241,41 @@ where
     fn may_go_on(&self, now: u64) -> bool {
         let timeouts = &self.site.timeouts;
         let young = now.saturating_sub(self.born) < timeouts.connection_age.as_millis();
-        young && self.served < timeouts.requests && !self.sites.is_draining()
+        young && self.served < timeouts.requests && !self.sites.is_draining() && !self.site.overload.ends_connections()
     }
+}
+
+/// The connection when there is an answer for it.
+struct Back {
+    wire: Wire,
+    clean: bool,
+    hints: Outgoing,
 }
 
 impl Held {
     /// Waits for the answer, and meanwhile for the client to go away: a request that Puma has not seen yet is given up then.
-    /// A client may close its sending side and still wait (RFC 9112 §9.5), so an admitted request is carried on.
+    /// A client may close its sending side and still wait (RFC 9112 §9.6), so an admitted request is carried on.
     async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, notes: &Notes, is_old: bool) -> Option<F::Output>
     where
         F: Future<Output = Result<R, Infallible>>,
     {
-        let mut hints = wire::Outgoing::default();
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(outcome) = answer.as_mut().poll(cx) {
-                self.come_home(cx);
-                if hints.has_remaining()
-                    && let Some(wire) = &mut self.wire
-                    && wire.poll_send(cx, &mut hints).is_pending()
-                {
-                    self.clean = false;
-                }
-                return Poll::Ready(Some(outcome));
-            }
+            let outcome = answer.as_mut().poll(cx);
             self.come_home(cx);
-            let Some(wire) = &mut self.wire else { return Poll::Pending };
+            let Some(wire) = &mut self.wire else { return outcome.map(Some) };
             if !is_old {
                 for fields in notes.take_hints() {
-                    let mut all = hints.head.to_vec();
+                    let mut all = self.hints.head.to_vec();
                     all.extend_from_slice(&response::interim(StatusCode::EARLY_HINTS, &fields));
-                    hints.head = Bytes::from(all);
+                    self.hints.head = Bytes::from(all);
                 }
-                if hints.has_remaining() && matches!(wire.poll_send(cx, &mut hints), Poll::Ready(Err(_))) {
-                    return Poll::Ready(None);
-                }
+            }
+            let is_gone = self.hints.has_remaining() && matches!(wire.poll_send(cx, &mut self.hints), Poll::Ready(Err(_)));
+            if outcome.is_ready() {
+                return outcome.map(Some);
+            }
+            if is_gone {
+                return Poll::Ready(None);
             }
             while wire.input.len() < AHEAD && !wire.has_ended() {
                 match wire.poll_fill(cx) {
@@ -270,15 +296,20 @@ impl Held {
         {
             self.body = None;
             if let Ok(Returned { wire, clean }) = returned {
-                wire.beat.unlimited();
                 self.wire = Some(wire);
                 self.clean = clean;
             }
         }
     }
 
-    fn take(self) -> Option<(Wire, bool)> {
-        self.wire.map(|wire| (wire, self.clean))
+    /// The connection, once whoever had the body is done.
+    async fn take(mut self) -> Option<Back> {
+        std::future::poll_fn(|cx| {
+            self.come_home(cx);
+            Poll::Ready(())
+        })
+        .await;
+        self.wire.map(|wire| Back { wire, clean: self.clean, hints: self.hints })
     }
 }
 
@@ -286,3 +317,8 @@ impl Held {
 const AHEAD: usize = 16 * 1024;
 /// Bytes of empty lines that are waited upon as if nothing had come.
 const EMPTY_LINES: usize = 4;
+/// Milliseconds from its start in which a connection may still bring its first request when Palisade drains.
+const LAST_CALL: u64 = 1000;
+
+#[cfg(test)]
+mod tests;

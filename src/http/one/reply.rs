@@ -1,8 +1,9 @@
 //! Writing an answer to an HTTP/1 client at the client's pace, while Puma's side goes on at Puma's.
 //!
 //! Threat: slowloris by slow reading. When the client does not take bytes, the body goes on absorbing what Puma sends
-//! ([`Relay::poll_absorb`]), and the pace ends the exchange at the stall or below the minimum rate. A body that breaks off
-//! after its head went out ends in a reset, never in a clean end (RFC 9112 §8).
+//! ([`Absorb::poll_absorb`](crate::http::body::Absorb)), takes back what was staged for a client that stands still, and the
+//! pace ends the exchange at the stall or below the minimum rate. A body that breaks off after its head went out ends in a
+//! reset, never in a clean end (RFC 9112 §8).
 
 use std::{
     cell::RefCell,
@@ -11,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{Response, response};
 
 use super::{
@@ -43,8 +44,10 @@ pub struct Shape {
 /// How it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Every byte was handed to the client.
-    Whole,
+    /// Every byte was handed to the client, and another request may come.
+    Kept,
+    /// Every byte was handed to the client, which was told that the connection ends here.
+    Last,
     /// It broke off on the way; the connection is worth nothing.
     Broken,
 }
@@ -52,6 +55,11 @@ pub enum Sent {
 /// Whether the answer asks for the connection to be closed.
 pub fn closes<B>(response: &Response<B>) -> bool {
     response.extensions().get::<Fate>() == Some(&Fate::Close)
+}
+
+/// Whether it stands for a client that went away before it had sent its request: there is nobody to answer.
+pub fn is_to_nobody<B>(response: &Response<B>) -> bool {
+    response.status() == Refusal::ClientAbort.status() && response.extensions().get::<Fate>().is_some()
 }
 
 /// A short answer of our own in one piece.
@@ -66,8 +74,15 @@ pub fn whole(response: &Response<Bytes>) -> Bytes {
     out.into()
 }
 
-/// Writes the answer.
-pub async fn send<B: Relay>(wire: &mut Wire, response: Response<B>, shape: Shape, rates: &Rates, timeouts: &Timeouts) -> Sent {
+/// Writes `first`, the rest of interim answers, and then the answer.
+pub async fn send<B: Relay>(
+    wire: &mut Wire,
+    first: Outgoing,
+    response: Response<B>,
+    shape: Shape,
+    rates: &Rates,
+    timeouts: &Timeouts,
+) -> Sent {
     let (parts, body) = response.into_parts();
     let length = body.size_hint().exact();
     let frame = Frame::of(parts.status, shape.to_head, shape.is_old, length);
@@ -79,10 +94,11 @@ pub async fn send<B: Relay>(wire: &mut Wire, response: Response<B>, shape: Shape
     let mut body = pin!(body);
     let mut sending = Sending {
         wire,
-        out: Outgoing::default(),
+        out: first,
         head: Some(parts),
         frame,
         left: length.unwrap_or(0),
+        owed: 0,
         in_chunk: false,
         is_last: false,
         pace: None,
@@ -94,7 +110,7 @@ pub async fn send<B: Relay>(wire: &mut Wire, response: Response<B>, shape: Shape
     match end {
         Ok(()) => {
             body.settle(End::Ok);
-            Sent::Whole
+            if persistence == Persistence::Close { Sent::Last } else { Sent::Kept }
         }
         Err(end) => {
             body.settle(end);
@@ -111,6 +127,8 @@ struct Sending<'a> {
     frame: Frame,
     /// Bytes that the declared length still promises.
     left: u64,
+    /// Bytes of the current frame that the body has taken back.
+    owed: usize,
     /// The data of a chunk is out, its CR LF is not.
     in_chunk: bool,
     is_last: bool,
@@ -130,7 +148,10 @@ impl Sending<'_> {
         loop {
             let drained = self.poll_out(cx);
             if drained.is_pending() {
-                body.as_mut().poll_absorb(cx);
+                let before = self.out.data.len();
+                body.as_mut().poll_absorb(cx, &mut self.out.data);
+                self.owed = self.owed.saturating_add(before.saturating_sub(self.out.data.len()));
+                self.is_last &= self.owed == 0;
             }
             ready!(drained)?;
             if self.is_last {
@@ -156,11 +177,11 @@ impl Sending<'_> {
         let mut data = Bytes::new();
         match next {
             Poll::Ready(Some(Ok(piece))) => {
-                self.frame_of(text, piece.len());
+                self.frame_of(text, piece.len()).map_err(End::Refused)?;
                 data = piece;
             }
             Poll::Ready(Some(Err(refusal))) => return Poll::Ready(Err(End::Refused(refusal))),
-            Poll::Ready(None) if matches!(self.frame, Frame::Length(_)) && self.left > 0 => {
+            Poll::Ready(None) if self.left > 0 && matches!(self.frame, Frame::Length(_)) || self.owed > 0 => {
                 return Poll::Ready(Err(End::Refused(Refusal::UpstreamReset)));
             }
             Poll::Ready(None) => {
@@ -172,43 +193,52 @@ impl Sending<'_> {
             Poll::Pending if text.is_empty() => return self.wait(cx),
             Poll::Pending => {}
         }
-        if data.len() <= SMALL {
+        let framing = text.len();
+        let mut sent = 0;
+        if data.len() <= SMALL && !(text.is_empty() && data.is_empty()) {
             text.extend_from_slice(&data);
-            let sent = match self.wire.poll_send_some(cx, text) {
+            sent = match self.wire.poll_send_some(cx, text) {
                 Poll::Ready(Ok(sent)) => sent,
                 Poll::Ready(Err(ended)) => return Poll::Ready(Err(end_of(ended))),
                 Poll::Pending => 0,
             };
-            let rest = text.get(sent..).unwrap_or_default();
-            self.out.head = if rest.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(rest) };
-        } else {
-            self.out = Outgoing { head: Bytes::copy_from_slice(text), data };
         }
+        let unsent = text.get(sent..framing).unwrap_or_default();
+        let head = if unsent.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(unsent) };
+        data.advance(sent.saturating_sub(framing).min(data.len()));
+        self.out = Outgoing { head, data };
         Poll::Ready(Ok(Some(())))
     }
 
-    fn frame_of(&mut self, text: &mut Vec<u8>, length: usize) {
-        match self.frame {
-            Frame::Chunks => {
-                if self.in_chunk {
-                    text.extend_from_slice(b"\r\n");
+    fn frame_of(&mut self, text: &mut Vec<u8>, length: usize) -> Result<(), Refusal> {
+        if self.owed > 0 {
+            // The frame of these bytes has gone out already.
+            self.owed = self.owed.checked_sub(length).ok_or(Refusal::Internal)?;
+        } else {
+            match self.frame {
+                Frame::Chunks => {
+                    if self.in_chunk {
+                        text.extend_from_slice(b"\r\n");
+                    }
+                    chunk_line(text, length);
+                    self.in_chunk = true;
                 }
-                chunk_line(text, length);
-                self.in_chunk = true;
+                // A byte more than was declared would be read as the next answer.
+                Frame::Length(_) => self.left = self.left.checked_sub(length as u64).ok_or(Refusal::UpstreamReset)?,
+                Frame::Nothing | Frame::Close => {}
             }
-            Frame::Length(_) => {
-                self.left = self.left.saturating_sub(length as u64);
-                self.is_last = self.left == 0;
-            }
-            Frame::Nothing | Frame::Close => {}
         }
+        self.is_last = matches!(self.frame, Frame::Length(_)) && self.left == 0 && self.owed == 0;
+        Ok(())
     }
 
     /// Puma has the turn: the client is not hurried, but one that leaves a stream of unknown length is let go.
     fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<T>, End>> {
-        self.wire.beat.unlimited();
-        if let Err(ended) = ready!(self.wire.poll_flush(cx)) {
-            return Poll::Ready(Err(end_of(ended)));
+        // Bytes that wait inside the TLS layer wait for the client, too.
+        match self.wire.poll_flush(cx) {
+            Poll::Ready(Ok(())) => self.rest(0),
+            Poll::Ready(Err(ended)) => return Poll::Ready(Err(end_of(ended))),
+            Poll::Pending => self.hurry(0),
         }
         if !matches!(self.frame, Frame::Length(_)) && self.wire.input.is_empty() {
             match self.wire.poll_fill(cx) {
@@ -230,24 +260,34 @@ impl Sending<'_> {
         };
         match sent {
             Poll::Ready(Ok(())) => {
-                if self.pace.take().is_some() {
-                    self.wire.beat.unlimited();
-                }
+                self.rest(before);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(ended)) => Poll::Ready(Err(end_of(ended))),
             Poll::Pending => {
-                let now = self.wire.beat.now();
-                let moved = before.saturating_sub(self.out.left());
-                let is_new = self.pace.is_none();
-                let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));
-                pace.moved(moved);
-                if is_new || moved > 0 {
-                    self.wire.beat.until(pace.deadline(now));
-                    self.wire.beat.advance(moved as u64);
-                }
+                self.hurry(before.saturating_sub(self.out.left()));
                 Poll::Pending
             }
+        }
+    }
+
+    /// The client has the turn, and `moved` bytes of it went out.
+    fn hurry(&mut self, moved: usize) {
+        let now = self.wire.beat.now();
+        let starts = self.pace.as_ref().is_none_or(Pace::is_paused);
+        let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));
+        if starts || moved > 0 {
+            pace.moved(moved);
+            self.wire.beat.until(pace.deadline(now));
+        }
+    }
+
+    /// The client has taken everything, the last `moved` bytes just now.
+    fn rest(&mut self, moved: usize) {
+        if let Some(pace) = self.pace.as_mut().filter(|pace| !pace.is_paused()) {
+            pace.moved(moved);
+            pace.pause(self.wire.beat.now());
+            self.wire.beat.unlimited();
         }
     }
 }

@@ -53,20 +53,18 @@ impl Wire {
         if self.ended {
             return Poll::Ready(Err(Ended::Closed));
         }
-        let (stream, input) = (&mut self.stream, &mut self.input);
-        let read = SCRATCH.with_borrow_mut(|scratch| {
-            let mut into = ReadBuf::new(scratch);
-            ready!(Pin::new(stream).poll_read(cx, &mut into))?;
-            input.extend_from_slice(into.filled());
-            Poll::Ready(io::Result::Ok(into.filled().len()))
-        });
+        let read = poll_copy(cx, &mut self.stream, &mut self.input, SCRATCH_SIZE);
+        self.outcome(read)
+    }
+
+    fn outcome(&mut self, read: Poll<io::Result<usize>>) -> Poll<Result<usize, Ended>> {
         match read {
             Poll::Ready(Ok(0)) => {
                 self.ended = true;
                 Poll::Ready(Err(Ended::Closed))
             }
             Poll::Ready(Ok(n)) => {
-                self.beat.advance(1);
+                self.beat.advance(n as u64);
                 Poll::Ready(Ok(n))
             }
             Poll::Ready(Err(_)) => {
@@ -78,32 +76,22 @@ impl Wire {
         }
     }
 
-    /// Reads at most `most` bytes straight to the end of `into`, whose room grows with what has come so far: a declared
-    /// length costs no memory before its bytes are here.
+    /// Reads at most `most` bytes to the end of `into`: the first ones by way of the scratch buffer, so that a client that drips
+    /// holds only what it sent, then straight, into room that grows with what has come so far.
     pub fn poll_fill_into(&mut self, cx: &mut Context<'_>, into: &mut BytesMut, most: usize) -> Poll<Result<usize, Ended>> {
         if self.ended {
             return Poll::Ready(Err(Ended::Closed));
         }
-        if into.capacity() == into.len() {
-            into.reserve(into.len().clamp(FIRST_ROOM, MOST_ROOM).min(most));
-        }
-        let mut limited = into.limit(most);
-        match pin!(self.stream.read_buf(&mut limited)).poll(cx) {
-            Poll::Ready(Ok(0)) => {
-                self.ended = true;
-                Poll::Ready(Err(Ended::Closed))
+        let read = if into.len() < SCRATCH_SIZE {
+            poll_copy(cx, &mut self.stream, into, most)
+        } else {
+            if into.capacity() == into.len() {
+                into.reserve(into.len().min(MOST_ROOM).min(most));
             }
-            Poll::Ready(Ok(n)) => {
-                self.beat.advance(1);
-                Poll::Ready(Ok(n))
-            }
-            Poll::Ready(Err(_)) => {
-                self.ended = true;
-                Poll::Ready(Err(Ended::Broken))
-            }
-            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
-            Poll::Pending => Poll::Pending,
-        }
+            let mut limited = into.limit(most);
+            pin!(self.stream.read_buf(&mut limited)).poll(cx)
+        };
+        self.outcome(read)
     }
 
     /// Waits for more bytes.
@@ -123,7 +111,10 @@ impl Wire {
                 Pin::new(&mut self.stream).poll_write(cx, &out.data)
             };
             match wrote {
-                Poll::Ready(Ok(n)) if n > 0 => out.advance(n),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.beat.advance(n as u64);
+                    out.advance(n);
+                }
                 Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
                 Poll::Pending if self.beat.is_over() => return Poll::Ready(Err(Ended::Over)),
                 Poll::Pending => return Poll::Pending,
@@ -132,10 +123,23 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// Waits until the socket has room again after it had none.
+    pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        match self.stream.poll_writable(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     /// Writes once; ready with how much left.
     pub fn poll_send_some(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Ended>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.beat.advance(n as u64);
+                Poll::Ready(Ok(n))
+            }
             Poll::Ready(_) => Poll::Ready(Err(Ended::Broken)),
             Poll::Pending => Poll::Pending,
         }
@@ -151,17 +155,17 @@ impl Wire {
         }
     }
 
-    /// Sends a few bytes of our own, such as `100 Continue`.
-    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Ended> {
-        let mut out = Outgoing { head: bytes, data: Bytes::new() };
+    /// Sends a short answer whole.
+    pub async fn send(&mut self, mut out: Outgoing) -> Result<(), Ended> {
         std::future::poll_fn(|cx| self.poll_send(cx, &mut out)).await?;
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Lingering close (RFC 9112 §9.6): says that nothing more will come, then reads away what is still on its way, so that
-    /// unread bytes do not turn the last answer into a reset. Bounded in bytes and in time (by the beat).
+    /// unread bytes do not turn the last answer into a reset. Bounded in bytes and in time.
     pub async fn linger(mut self) {
-        if std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.is_err() {
+        self.beat.until(self.beat.now().saturating_add(LINGER_TIME));
+        if self.shut_down().await.is_err() {
             return;
         }
         let mut left = LINGER;
@@ -174,6 +178,15 @@ impl Wire {
         }
     }
 
+    async fn shut_down(&mut self) -> Result<(), Ended> {
+        std::future::poll_fn(|cx| match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map_err(|_| Ended::Broken)),
+            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
     /// Ends the connection by a reset, so that the client cannot take a broken answer for a whole one.
     pub fn abort(self) {
         self.stream.reset();
@@ -181,7 +194,9 @@ impl Wire {
 
     /// Closes in order where nothing can be in flight any more.
     pub async fn close(mut self) {
-        std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await.ok();
+        self.beat.until(self.beat.now().saturating_add(LINGER_TIME));
+        // A client that is gone already needs no goodbye.
+        self.shut_down().await.unwrap_or_default();
     }
 
     /// Gives the connection away: its stream and the bytes read ahead.
@@ -217,13 +232,23 @@ impl Outgoing {
     }
 }
 
+/// Reads once into the scratch buffer of this thread, and appends a copy of at most `most` bytes.
+fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, most: usize) -> Poll<io::Result<usize>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
+        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        into.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+}
+
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// Room for the first piece of a body that is read to its place.
-const FIRST_ROOM: usize = 4 * 1024;
-/// The largest step by which that room grows.
+/// The largest step by which the room of a body grows.
 const MOST_ROOM: usize = 256 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;
+/// Milliseconds for it.
+const LINGER_TIME: u64 = 5000;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());

@@ -2,7 +2,7 @@
 # Tries the image for real: a podman pod with Debian's Puma and Palisade over unix sockets in a shared volume, both with a
 # read-only root, without capabilities, as user 65532. As root, on Debian:
 #   apt-get install --no-install-recommends podman buildah runc catatonit debootstrap
-#   docker/try.sh
+#   docker/try.sh [STATIC-BINARY]      builds one if none is given
 # The root folder of Puma's image is kept in PALISADE_TRY_DIR (default: a folder in /var/tmp) for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,13 +23,17 @@ cleanup() {
 trap cleanup EXIT
 
 echo "== the static binary"
-RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target"
-binary=${CARGO_TARGET_DIR:-target}/$target/release/palisade
+binary=${1:-}
+if [ -z "$binary" ]; then
+  RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target"
+  binary=${CARGO_TARGET_DIR:-target}/$target/release/palisade
+fi
 ldd "$binary" 2>&1 | grep -q "statically linked" || { echo "$binary is not static" >&2; exit 1; }
 
 echo "== the image of Palisade"
-cp docker/Containerfile "$binary" "$work/"
-buildah bud --quiet --isolation chroot -f "$work/Containerfile" -t localhost/palisade:try "$work" >/dev/null
+cp docker/Containerfile "$work/"
+cp "$binary" "$work/palisade"
+buildah bud --quiet --format docker --isolation chroot -f "$work/Containerfile" -t localhost/palisade:try "$work" >/dev/null
 
 echo "== the image of Debian's Puma"
 if ! podman image exists localhost/puma:try; then
@@ -56,7 +60,8 @@ podman volume create "$pod-spool" >/dev/null
 for volume in "$pod-sockets" "$pod-spool"; do
   chown 65532:65532 "$(podman volume inspect --format '{{.Mountpoint}}' "$volume")"
 done
-podman run -d --pod "$pod" --name "$pod-puma" "${hard[@]}" --memory 256m -e PALISADE_SOCKETS=/run/palisade -e HOME=/app \
+# Puma writes bodies above 112 KiB to a file: it needs a place for it.
+podman run -d --pod "$pod" --name "$pod-puma" "${hard[@]}" --tmpfs /tmp:mode=1777,size=64m --memory 256m -e PALISADE_SOCKETS=/run/palisade -e HOME=/app \
   -v "$pod-sockets:/run/palisade" -v "$work/app:/app:ro" localhost/puma:try puma -C /app/demo/puma.rb /app/demo/config.ru >/dev/null
 podman run -d --pod "$pod" --name "$pod-proxy" "${hard[@]}" --memory 64m --cpus 0.5 \
   -v "$pod-sockets:/run/palisade" -v "$pod-spool:/spool" -v "$work/etc:/etc/palisade:ro" localhost/palisade:try >/dev/null

@@ -14,5 +14,6 @@ pub mod overload;
 pub mod puma;
 pub mod refusal;
 pub mod run;
+pub mod sandbox;
 pub mod units;
 pub mod upstream;

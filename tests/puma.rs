@@ -158,6 +158,7 @@ fn a_restart_of_puma_is_waited_out() {
 fn a_phased_restart_loses_and_doubles_nothing() {
     let Some(puma) = Puma::cluster() else { return };
     let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 10\n").start();
+    let old = puma.process().children();
     puma.process().signal(Signal::USR1);
     let start = Instant::now();
     let mut sent = 0;
@@ -174,8 +175,7 @@ fn a_phased_restart_loses_and_doubles_nothing() {
         let id = format!("phased-{n}");
         assert_eq!(seen.iter().filter(|s| s.id == id).count(), 1, "{id}");
     }
-    let workers: std::collections::HashSet<u32> = seen.iter().map(|s| s.pid).collect();
-    assert!(workers.len() > 2, "no worker was replaced: {workers:?}");
+    assert!(seen.iter().any(|s| !old.contains(&s.pid)), "no new worker was asked, old ones: {old:?}");
 }
 
 #[test]

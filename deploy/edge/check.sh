@@ -2,10 +2,10 @@
 # Verifies the units and their exposure score (at most 2.0). Needs systemd-analyze, not a running systemd.
 #   check.sh [PATH-OF-THE-BINARY]      stands in for /usr/local/bin/palisade where that is not installed
 set -euo pipefail
+binary=$(realpath "${1:-/usr/local/bin/palisade}")
 cd "$(dirname "$0")"
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-binary=$(realpath "${1:-/usr/local/bin/palisade}")
 sed "s|/usr/local/bin/palisade|$binary|" palisade.service >"$dir/palisade.service"
 cp palisade.socket "$dir/"
 systemd-analyze verify "$dir/palisade.service" "$dir/palisade.socket"

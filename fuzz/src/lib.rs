@@ -3,12 +3,16 @@
 //! Two properties everywhere: the verdict does not depend on how the bytes are cut into reads, and what the guard accepts,
 //! other readers read with the same boundaries.
 
+pub mod announced;
 pub mod answer;
 pub mod chunked;
+pub mod form;
+pub mod frames;
 pub mod head;
 pub mod hyper;
 pub mod pipeline;
 pub mod puma;
+pub mod puma_rb;
 pub mod strict;
 
 /// Ways to cut `data` into reads, derived from the data: whole, in two, in three, byte by byte.
@@ -34,6 +38,10 @@ mod tests {
         seeds("chunked").iter().for_each(|seed| super::chunked::check(seed));
         seeds("answer").iter().for_each(|seed| super::answer::check(seed));
         seeds("pipeline").iter().for_each(|seed| super::pipeline::check(seed));
+        seeds("announced").iter().for_each(|seed| super::announced::check(seed));
+        seeds("form").iter().for_each(|seed| super::form::check(seed));
+        seeds("frames").iter().for_each(|seed| super::frames::check(seed));
+        seeds("puma_rb").iter().for_each(|seed| super::puma_rb::check(seed));
         seeds("hyper").iter().for_each(|seed| super::hyper::check(seed));
     }
 

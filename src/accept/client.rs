@@ -42,6 +42,8 @@ pub struct Client {
     pub trusted: bool,
     /// The address as text, made when the first request needs it.
     pub text: OnceLock<HeaderValue>,
+    /// The local port as text, likewise.
+    pub port_text: OnceLock<HeaderValue>,
 }
 
 /// A client as limits and rates know it: one IPv4 address, or one IPv6 /64.
@@ -91,6 +93,7 @@ impl Client {
             server_name: None,
             trusted: false,
             text: OnceLock::new(),
+            port_text: OnceLock::new(),
         }
     }
 }

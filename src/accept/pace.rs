@@ -54,13 +54,19 @@ pub struct Rates {
     pub grace: Deadline,
 }
 
-/// Arithmetic of one transfer: bytes against time.
+/// Arithmetic of one transfer: bytes against the time in which the client had the turn.
+///
+/// Time is an account. It starts with the grace, every byte pays in what it may take at the minimum rate, and the clock takes
+/// out. It never holds more than the grace or the stall, whichever is longer: a fast start does not buy hours of dripping.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    started: Millis,
-    moved: u64,
+    /// When the account is empty; while the turn is elsewhere, what is left in it.
+    end: Millis,
+    is_paused: bool,
+    /// Bytes times 1000 that have not yet made up a whole millisecond.
+    change: u64,
     stall: u64,
-    grace: u64,
+    most: u64,
     rate: u64,
 }
 
@@ -125,22 +131,40 @@ impl Default for Rates {
 impl Pace {
     /// A transfer that starts now.
     pub fn new(now: Millis, stall: Deadline, rate: ByteRate, grace: Deadline) -> Self {
-        Pace { started: now, moved: 0, stall: stall.as_millis(), grace: grace.as_millis(), rate: rate.0 }
+        let (stall, grace) = (stall.as_millis(), grace.as_millis());
+        Pace { end: now.saturating_add(grace), is_paused: false, change: 0, stall, most: stall.max(grace), rate: rate.0 }
     }
 
     /// Counts bytes that moved.
     pub fn moved(&mut self, bytes: usize) {
-        self.moved = self.moved.saturating_add(bytes as u64);
+        let worth = (bytes as u64).saturating_mul(1000).saturating_add(self.change);
+        self.end = self.end.saturating_add(worth.checked_div(self.rate).unwrap_or(0));
+        self.change = worth.checked_rem(self.rate).unwrap_or(0);
     }
 
     /// The moment at which the transfer is too slow, if nothing moves from `now` on.
-    pub fn deadline(&self, now: Millis) -> Millis {
+    pub fn deadline(&mut self, now: Millis) -> Millis {
+        self.resume(now);
         let stalled = now.saturating_add(self.stall);
         if self.rate == 0 {
             return stalled;
         }
-        let earned = self.moved.saturating_mul(1000).checked_div(self.rate).unwrap_or(u64::MAX);
-        stalled.min(self.started.saturating_add(self.grace).saturating_add(earned))
+        self.end = self.end.min(now.saturating_add(self.most));
+        stalled.min(self.end)
+    }
+
+    /// The client is not to blame for the time that passes from `now` on.
+    pub fn pause(&mut self, now: Millis) {
+        if !self.is_paused {
+            (self.end, self.is_paused) = (self.end.saturating_sub(now), true);
+        }
+    }
+
+    /// The client has the turn again.
+    pub fn resume(&mut self, now: Millis) {
+        if self.is_paused {
+            (self.end, self.is_paused) = (self.end.saturating_add(now), false);
+        }
     }
 }
 
@@ -178,6 +202,15 @@ impl Pulse {
     /// Wakes this task when the time is over. The task's waker stays the same for its life, so once is enough.
     pub fn wake_by(&self, waker: &Waker) {
         self.waker.register(waker);
+    }
+
+    /// Wakes the task, and can do so again: a connection whose deadline moved in the moment in which it passed must not be
+    /// without one from then on.
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            self.waker.register(&waker);
+            waker.wake();
+        }
     }
 }
 
@@ -235,7 +268,7 @@ impl Sweep {
         for shard in &self.shards {
             for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 if pulse.is_over(now) {
-                    pulse.waker.wake();
+                    pulse.wake();
                 }
             }
         }
@@ -271,7 +304,7 @@ impl Sweep {
             if !pulse.evicted.swap(true, Relaxed) {
                 dropped = dropped.saturating_add(1);
             }
-            pulse.waker.wake();
+            pulse.wake();
         }
         dropped
     }
@@ -280,7 +313,7 @@ impl Sweep {
     pub fn wake_all(&self) {
         for shard in &self.shards {
             for (_, pulse) in shard.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                pulse.waker.wake();
+                pulse.wake();
             }
         }
     }
@@ -344,6 +377,15 @@ const TICK: Duration = Duration::from_millis(100);
 mod tests {
     use super::*;
 
+    #[derive(Default)]
+    struct Count(AtomicU64);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
     fn pace() -> Pace {
         Pace::new(1000, Deadline::seconds(15), ByteRate(500), Deadline::seconds(10))
     }
@@ -366,6 +408,59 @@ mod tests {
             let now = 1000 + second * 1000;
             assert!(pace.deadline(now) > now + 1000, "second {second}");
         }
+    }
+
+    #[test]
+    fn a_fast_start_buys_no_time_for_a_drip() {
+        let mut pace = pace();
+        pace.moved(100_000_000);
+        let mut now = 1000;
+        while pace.deadline(now) > now + 1000 {
+            now += 1000;
+            pace.moved(64);
+        }
+        assert_eq!(now, 18_000, "15 s of credit, stretched by 64 bytes a second");
+    }
+
+    #[test]
+    fn a_client_at_twice_the_least_rate_may_go_on_and_one_at_half_of_it_not() {
+        for (bytes, is_honest) in [(1000, true), (250, false)] {
+            let (mut pace, mut now) = (pace(), 1000);
+            while now < 1_000_000 && pace.deadline(now) > now + 1000 {
+                now += 1000;
+                pace.moved(bytes);
+            }
+            assert_eq!(now == 1_000_000, is_honest, "{bytes} bytes a second, {now} ms");
+        }
+    }
+
+    #[test]
+    fn time_in_which_the_turn_is_elsewhere_is_not_counted() {
+        let mut pace = pace();
+        assert_eq!(pace.deadline(5000), 11_000);
+        pace.pause(5000);
+        pace.pause(6000);
+        assert_eq!(pace.deadline(100_000), 106_000, "6 s are left of the grace");
+    }
+
+    #[test]
+    fn bytes_that_come_one_by_one_are_worth_the_same() {
+        let (mut one, mut all) = (pace(), pace());
+        (0..7501).for_each(|_| one.moved(1));
+        all.moved(7501);
+        assert_eq!(one.deadline(11_000), all.deadline(11_000));
+    }
+
+    #[test]
+    fn a_task_can_be_woken_more_than_once() {
+        let sweep = Sweep::new();
+        let beat = sweep.enrol(0);
+        let count = Arc::new(Count::default());
+        beat.wake_by(&Waker::from(Arc::clone(&count)));
+        sweep.tick();
+        sweep.tick();
+        sweep.wake_all();
+        assert_eq!(count.0.load(Relaxed), 3);
     }
 
     #[test]

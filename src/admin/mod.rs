@@ -9,7 +9,7 @@ mod page;
 mod probe;
 mod socket;
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -59,24 +59,21 @@ pub enum Listener {
     /// On an address.
     Tcp {
         /// The socket.
-        listener: TcpListener,
+        listener: std::net::TcpListener,
         /// Whether only this machine can reach it.
         is_loopback: bool,
     },
     /// On a unix socket.
-    Unix(UnixListener),
+    Unix(std::os::unix::net::UnixListener),
 }
 
 impl Listener {
-    /// Opens the listener, if there is to be one. Within a tokio runtime.
+    /// Opens the listener, if there is to be one. Needs no runtime yet: what comes after it may not bind any more.
     pub fn bind(config: &Config) -> io::Result<Option<Self>> {
         match &config.listen {
             Listen::Off => Ok(None),
-            Listen::Tcp(address) => {
-                let listener = TcpListener::from_std(socket::tcp(*address)?)?;
-                Ok(Some(Listener::Tcp { listener, is_loopback: address.ip().is_loopback() }))
-            }
-            Listen::Unix(path) => Ok(Some(Listener::Unix(UnixListener::from_std(socket::unix(path)?)?))),
+            Listen::Tcp(address) => Ok(Some(Listener::Tcp { listener: socket::tcp(*address)?, is_loopback: address.ip().is_loopback() })),
+            Listen::Unix(path) => Ok(Some(Listener::Unix(socket::unix(path)?))),
         }
     }
 
@@ -88,18 +85,27 @@ impl Listener {
         }
     }
 
-    /// Serves until it is dropped.
-    pub async fn serve(self, admin: Arc<Admin>) {
+    /// Serves until it is dropped; within a runtime.
+    pub async fn serve(self, admin: Arc<Admin>) -> io::Result<Infallible> {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let served = match &self {
-                Listener::Tcp { listener, is_loopback } => {
-                    listener.accept().await.map(|(stream, _)| serve_in(&room, stream, &admin, *is_loopback))
+        match self {
+            Listener::Tcp { listener, is_loopback } => {
+                let listener = TcpListener::from_std(listener)?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => serve_in(&room, stream, &admin, is_loopback),
+                        Err(_) => tokio::time::sleep(BACK_OFF).await,
+                    }
                 }
-                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| serve_in(&room, stream, &admin, false)),
-            };
-            if served.is_err() {
-                tokio::time::sleep(BACK_OFF).await;
+            }
+            Listener::Unix(listener) => {
+                let listener = UnixListener::from_std(listener)?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => serve_in(&room, stream, &admin, false),
+                        Err(_) => tokio::time::sleep(BACK_OFF).await,
+                    }
+                }
             }
         }
     }
@@ -165,7 +171,7 @@ where
     tokio::spawn(async move {
         let service = service_fn(move |request| {
             let response = page::answer(&admin, &request, is_loopback);
-            async move { Ok::<_, std::convert::Infallible>(response) }
+            async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -203,7 +209,7 @@ mod tests {
     struct Running {
         listen: Listen,
         is_ready: Arc<AtomicBool>,
-        task: JoinHandle<()>,
+        task: JoinHandle<io::Result<Infallible>>,
     }
 
     impl Drop for Running {

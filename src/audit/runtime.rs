@@ -30,7 +30,7 @@ pub struct FileFacts {
     pub path: PathBuf,
     /// Permission bits.
     pub mode: u32,
-    /// Permission bits of its folder.
+    /// Permission bits of its folder; without those of others where a folder around it is closed to them.
     pub folder_mode: u32,
 }
 
@@ -59,7 +59,12 @@ impl FileFacts {
             _ => Path::new("."),
         };
         let bits = |path: &Path| path.metadata().map(|metadata| metadata.mode() & 0o7777);
-        Ok(Self { path: path.to_owned(), mode: bits(path)?, folder_mode: bits(folder)? })
+        let mut folder_mode = bits(folder)?;
+        // A folder around it that is closed to others closes what is in it.
+        if folder.canonicalize()?.ancestors().any(|around| bits(around).is_ok_and(|mode| mode & 0o001 == 0)) {
+            folder_mode &= !0o007;
+        }
+        Ok(Self { path: path.to_owned(), mode: bits(path)?, folder_mode })
     }
 
     /// Whether any local user may connect to a socket with these permissions.

@@ -1,6 +1,6 @@
 //! What is in force and where it comes from: `palisade config show`, the summary of `check`, and what a reload changes.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use figment::value::Value as Setting;
 use serde_json::Value;
@@ -49,6 +49,11 @@ impl Loaded {
     /// Reads the same sources again, for SIGHUP. [`Loaded::changes`] says what is different.
     pub fn again(&self) -> Result<Loaded, Invalid> {
         Config::load(&self.inputs)
+    }
+
+    /// The files that a reload reads again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.inputs.named_files()
     }
 
     /// Who set the key at `path`: the strongest source that does.

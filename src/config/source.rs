@@ -68,6 +68,13 @@ impl Inputs {
         found.and_then(|(_, value)| value.to_str()).map(str::to_owned)
     }
 
+    /// The file, and those that variables name (`PALISADE_…_FILE`).
+    pub(super) fn named_files(&self) -> Vec<PathBuf> {
+        let is_file = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with("_FILE"));
+        let of_variables = self.environment.iter().filter(|(name, _)| is_file(name)).map(|(_, value)| PathBuf::from(value));
+        self.file.iter().cloned().chain(of_variables).collect()
+    }
+
     fn files(&self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
         let Some(file) = &self.file else { return Vec::new() };
         let mut files = vec![file.clone()];

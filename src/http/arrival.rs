@@ -1,6 +1,7 @@
 //! What is known of a request that its own bytes do not say, and what the layers note about it on its way.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -39,6 +40,7 @@ pub struct Notes {
     body: AtomicU64,
     worker: AtomicU32,
     observed: AtomicU64,
+    client: OnceLock<IpAddr>,
     hinted: AtomicBool,
     hints: Mutex<Vec<HeaderMap>>,
 }
@@ -70,6 +72,7 @@ impl Notes {
             body: AtomicU64::new(0),
             worker: AtomicU32::new(u32::MAX),
             observed: AtomicU64::new(0),
+            client: OnceLock::new(),
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
@@ -87,6 +90,16 @@ impl Notes {
             0 => None,
             micros => Some(Duration::from_micros(micros)),
         }
+    }
+
+    /// Notes for whom a trusted peer speaks (`forwarded` does, once).
+    pub fn attribute(&self, client: IpAddr) {
+        self.client.get_or_init(|| client);
+    }
+
+    /// The address that a trusted peer speaks for; `None` where the connection's own address is the client's.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client.get().copied()
     }
 
     /// Notes the request id (`request_id` does, once); the first one stays.

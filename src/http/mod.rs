@@ -5,7 +5,7 @@
 
 pub mod arrival;
 pub mod body;
-mod frames;
+pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;

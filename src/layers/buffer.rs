@@ -251,7 +251,7 @@ struct Taken {
 
 async fn take_in(body: Received, policy: &Policy, client: ClientKey, limit: u64) -> Taken {
     let now = policy.sweep.now();
-    let pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
+    let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
     let mut intake = Intake { body, pace, beat: policy.sweep.enrol(pace.deadline(now)), piece: BytesMut::new(), read: 0, limit };
     let content = intake.collect(policy, client).await;
     Taken { content, read: intake.read }

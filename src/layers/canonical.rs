@@ -239,24 +239,35 @@ fn is_ours(name: &str) -> bool {
 }
 
 fn is_name(name: &str) -> bool {
-    name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    name.bytes().all(|b| NAME.get(usize::from(b)).copied().unwrap_or(false))
 }
 
 /// Enough for the head, and for a small body behind it.
 fn capacity(method: &Method, target: &[u8], headers: &HeaderMap, body: &Complete) -> usize {
-    let mut sum = method.as_str().len().saturating_add(target.len()).saturating_add(FIXED);
-    for (name, value) in headers {
-        sum = sum.saturating_add(name.as_str().len()).saturating_add(value.len()).saturating_add(4);
-    }
+    let sum = method.as_str().len().saturating_add(target.len()).saturating_add(FIXED);
+    let sum = sum.saturating_add(headers.len().saturating_mul(USUAL_FIELD));
     match body.content() {
         Content::Memory(bytes) if bytes.len() <= SMALL_BODY => sum.saturating_add(bytes.len()),
         Content::Memory(_) | Content::File(_) | Content::None => sum,
     }
 }
 
+/// The bytes of a name as this grammar has it.
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+const NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0u8;
+    while b < 128 {
+        table[b as usize] = matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
+        b += 1;
+    }
+    table
+};
 const CRLF: &[u8] = b"\r\n";
 /// Bodies up to here are worth a copy, as they save a system call (16 KiB).
 const SMALL_BODY: usize = 16 * 1024;
+/// A field of usual length; a head of longer ones grows once or twice.
+const USUAL_FIELD: usize = 64;
 /// What a head has besides its method, target and fields: version, length, upgrade, start, line ends.
 const FIXED: usize = " HTTP/1.1\r\n".len()
     + "content-length: 18446744073709551615\r\n".len()

@@ -123,7 +123,10 @@ impl Rules {
         }
         let address = match address == client.ip {
             true => client.text.get_or_init(|| text_of(address)).clone(),
-            false => text_of(address),
+            false => {
+                arrival.notes.attribute(address);
+                text_of(address)
+            }
         };
         let headers = &mut head.headers;
         if let Some(host) = headers.get(HOST).cloned() {
@@ -187,6 +190,7 @@ fn scheme_and_port(client: &Client, headers: &HeaderMap) -> (HeaderValue, Header
     let port = match port {
         80 => HeaderValue::from_static("80"),
         443 => HeaderValue::from_static("443"),
+        port if port == client.local_port => client.port_text.get_or_init(|| HeaderValue::from(port)).clone(),
         port => HeaderValue::from(port),
     };
     (proto, port)

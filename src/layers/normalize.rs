@@ -244,7 +244,8 @@ impl Config {
         if cookies > 1 {
             join_cookies(&mut head.headers)?;
         }
-        if head.headers.len() > self.fields {
+        let ours = usize::from(head.headers.contains_key(X_REQUEST_ID));
+        if head.headers.len().saturating_sub(ours) > self.fields {
             return Err(Refusal::HeaderTooLarge(Rule::G9Size));
         }
         Ok(websocket)
@@ -368,6 +369,8 @@ fn join_cookies(headers: &mut HeaderMap) -> Result<(), Refusal> {
 
 /// Options that a `Connection` may name; each costs a look-up.
 const MAX_OPTIONS: usize = 32;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[cfg(test)]
 mod tests {

@@ -80,10 +80,15 @@ impl Line<'_> {
         }
     }
 
+    /// The client, also where a trusted peer speaks for it.
+    fn ip(&self) -> IpAddr {
+        self.notes.and_then(Notes::client).unwrap_or(self.client.ip)
+    }
+
     fn fields(&self, mut fields: Fields<'_>, redaction: &Redaction, scratch: &mut Scratch) {
         fields.text(key!("id"), self.id);
-        fields.address(key!("ip"), self.client.ip);
-        if self.client.peer != self.client.ip {
+        fields.address(key!("ip"), self.ip());
+        if self.client.peer != self.ip() {
             fields.address(key!("peer"), self.client.peer);
         }
         fields.number(key!("port"), u64::from(self.client.port));
@@ -134,7 +139,7 @@ impl Line<'_> {
     }
 
     fn combined(&self, out: &mut Vec<u8>, redaction: &Redaction, scratch: &mut Scratch) {
-        text::address(out, self.client.ip);
+        text::address(out, self.ip());
         out.extend_from_slice(b" - - [");
         calendar::common(out, self.at);
         out.extend_from_slice(b"] \"");

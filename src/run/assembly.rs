@@ -18,6 +18,7 @@ use crate::{
         tls::Terminator,
     },
     admin,
+    audit::Finding,
     config::Config,
     drain::{Drain, Phase},
     http::{
@@ -25,12 +26,15 @@ use crate::{
         body::{Received, Relay},
     },
     layers::{
-        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record, redirect,
-        relay, request_id, route, sensitive, shield, shield_body, slots::Slots, spill::{Store, available_memory},
+        Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
+        redirect, relay, request_id, route, sensitive, shield, shield_body,
+        slots::Slots,
+        spill::{Store, available_memory},
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
     overload::Overload,
+    sandbox::Confinement,
     upstream::Puma,
 };
 
@@ -201,6 +205,11 @@ impl<S: Clone, R: Clone> House<S, R> {
         }
     }
 
+    /// Shows what the process has given up, and what was found about Puma.
+    pub fn show(&self, confinement: Confinement, findings: Vec<Finding>) {
+        figures::register_start(&self.metrics, confinement, findings);
+    }
+
     /// Accepts no more; connections end with the answer that they are at.
     pub fn close(&self) {
         self.drain.close();
@@ -267,7 +276,11 @@ impl Listeners {
     {
         let mut tasks = Vec::new();
         if let Some(admin) = self.admin {
-            tasks.push(tokio::spawn(admin.serve(Arc::new(house.admin()))));
+            let admin = admin.serve(Arc::new(house.admin()));
+            tasks.push(tokio::spawn(async move {
+                let Err(error) = admin.await;
+                event(Level::Error, "the admin listener does not serve", &[("error", &error)]);
+            }));
         }
         for bound in self.bound {
             let (gate, closing) = (Arc::clone(&house.gate), house.drain.closing());

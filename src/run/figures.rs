@@ -14,8 +14,10 @@ use crate::{
         counters::{Failure, Rejected},
     },
     admin::Capacity,
+    audit::{Finding, Severity},
     layers::spill::Store,
     metrics::{Metrics, Sheet},
+    sandbox::{Confinement, Part},
     upstream::Puma,
 };
 
@@ -27,6 +29,21 @@ pub fn register(metrics: &Metrics, gate: &Arc<Gate>, puma: &Puma, store: &Arc<St
         slots(sheet, &puma);
         buffers(sheet, &store);
         reloads(sheet);
+    }));
+}
+
+/// Registers what was settled at the start.
+pub fn register_start(metrics: &Metrics, confinement: Confinement, findings: Vec<Finding>) {
+    metrics.collect_with(Box::new(move |sheet| {
+        for part in Part::EACH {
+            let given_up = if confinement.has(part) { 1.0 } else { 0.0 };
+            sheet.gauge("palisade_sandbox", "Whether the process has given this up.", &[("part", part.label())], given_up);
+        }
+        for severity in [Severity::Low, Severity::Medium, Severity::High, Severity::Critical] {
+            let count = findings.iter().filter(|finding| finding.severity == severity).count();
+            let labels = [("severity", &*severity.to_string())];
+            sheet.gauge("palisade_audit_findings", "What was found about Puma's set-up at the start.", &labels, count as f64);
+        }
     }));
 }
 

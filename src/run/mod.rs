@@ -4,7 +4,9 @@
 //! on nothing ends the process but a signal.
 
 mod assembly;
+mod exposure;
 mod figures;
+mod notify;
 mod serve;
 
 use std::{fmt, io, sync::Arc, time::Duration};
@@ -14,11 +16,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::assembly::{House, Listeners, Makers, Stack};
 use crate::{
     accept::{self, listener::Inherited},
+    audit,
     config::{Config, Loaded},
     drain::emptied,
     http::body::Relay,
     layers,
     log::{Level, event},
+    sandbox,
 };
 
 /// Why Palisade cannot start: place, cause, remedy, exit code.
@@ -28,6 +32,10 @@ pub enum StartError {
     Bind(accept::Problem),
     /// A certificate or key cannot be used.
     Certificate(accept::Problem),
+    /// Privileges cannot be given up as the configuration requires.
+    Sandbox(accept::Problem),
+    /// `audit.on_start` is `"block"`, and this was found.
+    Audit(Vec<audit::Finding>),
     /// A file, folder or other resource is not there.
     Resource {
         /// The key or path.
@@ -43,8 +51,9 @@ impl StartError {
     /// The exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Resource { .. } => 1,
+            StartError::Resource { .. } | StartError::Sandbox(_) => 1,
             StartError::Bind(_) => 4,
+            StartError::Audit(_) => audit::FOUND,
             StartError::Certificate(_) => 7,
         }
     }
@@ -61,7 +70,11 @@ impl StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Bind(problem) | StartError::Certificate(problem) => problem.fmt(f),
+            StartError::Bind(problem) | StartError::Certificate(problem) | StartError::Sandbox(problem) => problem.fmt(f),
+            StartError::Audit(findings) => {
+                findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
+                f.write_str("audit.on_start is \"block\": repair these, waive them in audit.ignore, or set it to \"warn\"")
+            }
             StartError::Resource { place, error, remedy } => write!(f, "{place}: {error}; {remedy}"),
         }
     }
@@ -72,9 +85,15 @@ impl std::error::Error for StartError {}
 /// Serves until a signal ends it.
 pub fn run(loaded: Loaded) -> Result<(), StartError> {
     let Loaded { config, .. } = &loaded;
-    crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
     raise_descriptors();
     let mut inherited = Inherited::take().map_err(StartError::Bind)?;
+    let listeners = Listeners::bind(config, &mut inherited)?;
+    let findings = exposure::look(config)?;
+    // Every thread is started after this, so that it holds for all of them.
+    let confinement = sandbox::enter(&loaded).map_err(StartError::Sandbox)?;
+    crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
+    confinement.announce();
+    exposure::report(&findings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.server.threads())
         .thread_name("palisade")
@@ -82,9 +101,9 @@ pub fn run(loaded: Loaded) -> Result<(), StartError> {
         .build()
         .map_err(StartError::resource("server.workers", "free memory or threads"))?;
     let outcome = runtime.block_on(async {
-        let listeners = Listeners::bind(config, &mut inherited)?;
         let signals = Signals::install().map_err(StartError::resource("signals", "run on a system that has signals"))?;
         let house = House::build(config, Makers { stack: layers::stack, redirect: layers::redirect_stack })?;
+        house.show(confinement, findings);
         serve_until_told(&loaded, listeners, signals, Arc::new(house)).await
     });
     // Connections that outlived the drain are cut here.
@@ -107,17 +126,25 @@ where
     let mut config = loaded.config.clone();
     let serving = listeners.start(&house);
     house.announce(&config);
+    notify::watch();
+    notify::ready();
     loop {
         match signals.next().await {
             Told::Drain => break,
             Told::End => {
+                notify::stopping();
                 house.close();
                 return Ok(());
             }
-            Told::Reload => reload(loaded, &mut config, &house),
+            Told::Reload => {
+                notify::reloading();
+                reload(loaded, &mut config, &house);
+                notify::ready();
+            }
             Told::Reopen => house.reopen(),
         }
     }
+    notify::stopping();
     event(Level::Info, "draining", &[("grace", &config.server.drain)]);
     house.drain.leave();
     let leave = async {
@@ -154,7 +181,7 @@ fn reload<S: Clone, R: Clone>(loaded: &Loaded, config: &mut Config, house: &Hous
         }
         Err(error) => {
             figures::reload_failed();
-            event(Level::Error, "reload refused, the old configuration stays", &[("why", &error)]);
+            event(Level::Error, "reload refused, the old configuration stays", &[("why", &error), ("sandbox", &REACH)]);
         }
     }
 }
@@ -207,6 +234,9 @@ impl Signals {
         }
     }
 }
+
+/// Why a file that is there may be out of reach.
+const REACH: &str = "files outside the folders of the start can be read after a restart only";
 
 /// As many descriptors as the hard limit allows; a soft limit of 1024 would end at a thousand clients.
 fn raise_descriptors() {

@@ -4,7 +4,7 @@
 //! request   = line *field CRLF body
 //! line      = method SP target SP "HTTP/1.1" CRLF
 //! method    = 1*32 tchar
-//! target    = ( "/" *uri ) / "*"                  uri: visible ASCII without "#", quotes, "<", ">", "\"
+//! target    = ( "/" *uri ) / "*"                  uri: visible ASCII without "#", quotes, "<", ">"; no "\" in the path
 //! field     = name ":" SP value CRLF
 //! name      = 1*( ALPHA / DIGIT / "-" )           no underscore: Puma reads it as a dash
 //! value     = [ vchar *( vchar / SP / HTAB ) ]    no control byte, no blank at either end
@@ -60,8 +60,9 @@ fn read_one(bytes: &[u8]) -> Result<(Forwarded, &[u8]), String> {
     if method.is_empty() || method.len() > 32 || !method.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)) {
         return Err("method".into());
     }
-    let plain = |b: &u8| b.is_ascii_graphic() && !b"#\"<>\\".contains(b);
-    if target != b"*" && !(target.starts_with(b"/") && target.iter().all(plain)) {
+    let plain = |b: &u8| b.is_ascii_graphic() && !b"#\"<>".contains(b);
+    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+    if target != b"*" && !(target.starts_with(b"/") && target.iter().all(plain) && !path.contains(&b'\\')) {
         return Err("target".into());
     }
     let fields = fields.iter().map(|line| field(line)).collect::<Result<Vec<_>, String>>()?;

@@ -16,7 +16,9 @@ fn curl_speaks_http_2() {
     let file = palisade.spool().parent().unwrap().join("upload");
     let body = noise(1 << 20);
     std::fs::write(&file, &body).unwrap();
-    let upload = curl(&palisade, "/echo", &["-H", "Content-Type: application/octet-stream", "--data-binary", &format!("@{}", file.display())]).unwrap();
+    let upload =
+        curl(&palisade, "/echo", &["-H", "Content-Type: application/octet-stream", "--data-binary", &format!("@{}", file.display())])
+            .unwrap();
     let seen: serde_json::Value = serde_json::from_slice(&upload.1).unwrap();
     assert_eq!((&seen["sha256"], &seen["content_length"]), (&sha256(&body).into(), &"1048576".into()));
 

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::{Response, response};
 
 use super::{
+    request::give_back,
     response::{Frame, LAST_CHUNK, Persistence, chunk_line, write_head},
     wire::{Ended, Outgoing, Wire},
 };
@@ -145,6 +146,7 @@ impl Sending<'_> {
                 text.clear();
                 if let Some(head) = self.head.take() {
                     write_head(text, &head, self.frame, persistence, at);
+                    give_back(head.headers);
                 }
                 self.stage(cx, body.as_mut(), text)
             });

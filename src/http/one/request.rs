@@ -3,7 +3,7 @@
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
 
 use crate::{
     accept::client::Client,
@@ -61,6 +61,16 @@ pub fn glimpse(input: &[u8]) -> (&[u8], &[u8]) {
     (method.get(..32).unwrap_or(method), target.get(..1024).unwrap_or(target))
 }
 
+/// Takes back a map that is no longer needed: the next request on this thread fills it again without an allocation.
+pub fn give_back(mut fields: HeaderMap) {
+    SPARE.with_borrow_mut(|spare| {
+        if spare.len() < SPARES && fields.capacity() <= LARGEST_SPARE {
+            fields.clear();
+            spare.push(fields);
+        }
+    });
+}
+
 fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> Result<Arrived, Refusal> {
     let slice = |span: guard::Span| -> Bytes {
         let (start, end) = (span.start as usize, span.end as usize);
@@ -71,6 +81,7 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     let (mut parts, ()) = Request::new(()).into_parts();
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
+    parts.headers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
     // Room for what the layers add, so that the map never grows.
     parts.headers.reserve(head.fields.len().saturating_add(ADDED));
     for field in &head.fields {
@@ -92,8 +103,13 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
 /// Fields that layers add to a request or to its answer, which takes over the map.
 const ADDED: usize = 12;
 
+/// Maps that a thread keeps for its next requests, and the largest that is worth keeping.
+const SPARES: usize = 16;
+const LARGEST_SPARE: usize = 64;
+
 thread_local! {
     static HEAD: RefCell<Head> = RefCell::new(Head::new());
+    static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
 }
 
 #[cfg(test)]

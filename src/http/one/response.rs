@@ -124,7 +124,7 @@ fn write_date(out: &mut Vec<u8>, now: SystemTime) {
 }
 
 thread_local! {
-    static DATE: RefCell<(u64, Vec<u8>)> = const { RefCell::new((0, Vec::new())) };
+    static DATE: RefCell<(u64, Vec<u8>)> = const { RefCell::new((u64::MAX, Vec::new())) };
 }
 
 #[cfg(test)]

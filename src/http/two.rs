@@ -31,8 +31,8 @@ use super::{
     arrival::{Arrival, Notes},
     body::{Received, Relay},
     extended_connect::{self, Outcome},
-    upgrade::Life,
     frames::{CALM, Meter, UPDATE_EVERY},
+    upgrade::Life,
 };
 use crate::{
     accept::{

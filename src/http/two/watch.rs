@@ -71,7 +71,6 @@ impl<S> Watch<S> {
                 || silent.is_some_and(|end| now >= end)
                 || self.sites.is_draining()
                 || self.site.overload.ends_connections()
-                || self.site.overload.ends_connections()
             {
                 self.leaving = Some(now);
                 return Verdict::Leave;

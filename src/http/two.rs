@@ -5,14 +5,13 @@
 //! slowloris (an idle connection, or one whose client stops taking what it asked for, is closed by its [`Beat`]). Frames that
 //! ask for nothing, such as PING, do not keep a connection from being idle.
 
+mod watch;
+
 use std::{
     convert::Infallible,
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -26,8 +25,9 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
+use self::watch::{Load, Verdict, Watch};
 use super::{
-    Site, Sites,
+    Sites,
     arrival::{Arrival, Notes},
     body::{Received, Relay},
     extended_connect::{self, Outcome},
@@ -37,7 +37,7 @@ use super::{
 use crate::{
     accept::{
         client::Client,
-        pace::{Beat, Pace, Pulse, Sweep},
+        pace::{Beat, Pulse, Sweep},
         stream::Stream,
     },
     refusal::Refusal,
@@ -70,7 +70,7 @@ where
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .enable_connect_protocol();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(metered), streams));
-    let mut watch = Watch { site, sites, load, born: beat.now(), idle: None, leaving: None, pace: None, moved: 0 };
+    let mut watch = Watch::new(site, sites, load, beat.now());
     std::future::poll_fn(|cx| {
         beat.wake_by(cx.waker());
         if connection.as_mut().poll(cx).is_ready() || beat.is_evicted() {
@@ -87,101 +87,6 @@ where
         Poll::Pending
     })
     .await;
-}
-
-/// When a connection has to end.
-struct Watch<S> {
-    site: Arc<Site<S>>,
-    sites: Arc<Sites<S>>,
-    load: Arc<Load>,
-    born: u64,
-    /// Since when no stream has been open.
-    idle: Option<u64>,
-    /// Since when the client knows that it ends.
-    leaving: Option<u64>,
-    pace: Option<(Pace, u64)>,
-    moved: u64,
-}
-
-/// What becomes of a connection.
-enum Verdict {
-    /// It goes on as it is, and is looked at again then at the latest.
-    Until(u64),
-    /// It gets a GOAWAY; what is under way is answered.
-    Leave,
-    /// It ends at once.
-    End,
-}
-
-impl<S> Watch<S> {
-    fn look(&mut self, now: u64) -> Verdict {
-        let timeouts = &self.site.timeouts;
-        let is_idle = self.load.streams.load(Relaxed) == 0;
-        self.idle = if is_idle { self.idle.or(Some(now)) } else { None };
-        let silent = self.idle.map(|since| since.saturating_add(timeouts.idle.as_millis()));
-        let old = self.born.saturating_add(timeouts.connection_age.as_millis());
-        if self.leaving.is_none() {
-            let is_spent = self.load.seen.load(Relaxed) >= timeouts.requests;
-            if is_spent
-                || now >= old
-                || silent.is_some_and(|end| now >= end)
-                || self.sites.is_draining()
-                || self.site.overload.ends_connections()
-            {
-                self.leaving = Some(now);
-                return Verdict::Leave;
-            }
-        }
-        let slow = self.slow(now);
-        // Its last words may go unheard: one that should leave and has nothing under way does not stay.
-        let gone = self.leaving.filter(|_| is_idle).map(|since| since.saturating_add(LEAVE));
-        let end = [slow, gone].into_iter().flatten().min();
-        if end.is_some_and(|end| now >= end) {
-            return Verdict::End;
-        }
-        let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
-        Verdict::Until(end.unwrap_or(u64::MAX).min(leave))
-    }
-
-    /// The moment at which the client takes its answers too slowly, while any of them waits for it.
-    fn slow(&mut self, now: u64) -> Option<u64> {
-        let total = self.load.moved.load(Relaxed);
-        let moved = usize::try_from(total.saturating_sub(self.moved)).unwrap_or(usize::MAX);
-        self.moved = total;
-        if self.load.waiting.load(Relaxed) == 0 {
-            if let Some((pace, _)) = &mut self.pace {
-                pace.moved(moved);
-                pace.pause(now);
-            }
-            return None;
-        }
-        let (timeouts, rates) = (&self.site.timeouts, &self.site.rates);
-        let (pace, end) = self.pace.get_or_insert_with(|| {
-            let mut pace = Pace::new(now, timeouts.write_stall, rates.write_min, rates.grace);
-            let end = pace.deadline(now);
-            (pace, end)
-        });
-        if moved > 0 || pace.is_paused() {
-            pace.moved(moved);
-            *end = pace.deadline(now);
-        }
-        Some(*end)
-    }
-}
-
-/// What goes on in one connection.
-#[derive(Debug, Default)]
-struct Load {
-    /// Streams that are not yet answered in full.
-    streams: AtomicUsize,
-    /// Answers whose next piece the client has to make room for.
-    waiting: AtomicUsize,
-    /// Bytes of answers that the client has made room for.
-    moved: AtomicU64,
-    /// Streams answered in whole since the meter looked last.
-    answered: AtomicU32,
-    /// Streams that were opened.
-    seen: AtomicU32,
 }
 
 /// Hands the streams of a connection in.
@@ -340,13 +245,13 @@ impl Metered {
     fn calm(&mut self, cx: &mut Context<'_>) {
         let stream = &mut self.stream;
         let said = !self.is_torn
-            && Pin::new(&mut *stream).poll_write(cx, &CALM).holds_now(|wrote| wrote.is_ok())
-            && Pin::new(&mut *stream).poll_flush(cx).holds_now(|done| done.is_ok())
-            && Pin::new(&mut *stream).poll_shutdown(cx).holds_now(|done| done.is_ok());
+            && matches!(Pin::new(&mut *stream).poll_write(cx, &CALM), Poll::Ready(Ok(_)))
+            && matches!(Pin::new(&mut *stream).poll_flush(cx), Poll::Ready(Ok(())))
+            && matches!(Pin::new(&mut *stream).poll_shutdown(cx), Poll::Ready(Ok(())));
         let mut away = [0; 4096];
         for _ in 0..if said { READ_AWAY } else { 0 } {
             let mut into = ReadBuf::new(&mut away);
-            if !Pin::new(&mut *stream).poll_read(cx, &mut into).holds_now(|read| read.is_ok()) || into.filled().is_empty() {
+            if !matches!(Pin::new(&mut *stream).poll_read(cx, &mut into), Poll::Ready(Ok(()))) || into.filled().is_empty() {
                 return;
             }
         }
@@ -406,19 +311,6 @@ impl AsyncWrite for Metered {
     }
 }
 
-trait ReadyAnd<T> {
-    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool;
-}
-
-impl<T> ReadyAnd<T> for Poll<T> {
-    fn holds_now(self, holds: impl FnOnce(T) -> bool) -> bool {
-        match self {
-            Poll::Ready(value) => holds(value),
-            Poll::Pending => false,
-        }
-    }
-}
-
 /// Streams of one connection at a time (RFC 9113 §6.5.2 recommends at least 100).
 const STREAMS: u32 = 100;
 /// Bytes of a request body that may be under way, by stream and by connection.
@@ -431,8 +323,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 const RESETS: usize = 20;
 /// Streams that we had to reset for errors of the client's (MadeYouReset, CVE-2025-8671).
 const LOCAL_RESETS: usize = 64;
-/// Milliseconds for which a connection that was told to leave, and has nothing under way, is still there.
-const LEAVE: u64 = 5000;
 /// Reads after the last words, each of 4 KiB.
 const READ_AWAY: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);

@@ -2,6 +2,7 @@
 //!
 //! [`stack`] is the way of a request through them, outermost first.
 
+pub mod absorber;
 pub mod answer;
 pub mod authority;
 pub mod backlog;

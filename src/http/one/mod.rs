@@ -228,12 +228,12 @@ where
     async fn refuse(&mut self, mut wire: Wire, started: Instant, refusal: Refusal) -> Next {
         let (method, target) = request::glimpse(&wire.input);
         self.site.refused(&self.client, started, method, target, refusal);
-        let answer = reply::whole(&answer::bare(refusal), method == b"HEAD");
+        let to_head = method == b"HEAD";
         if refusal == Refusal::ClientAbort || wire.beat.is_evicted() {
             return Next::Nothing;
         }
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
-        match wire.send(Outgoing { head: answer, data: Bytes::new() }).await {
+        match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal), to_head), data: Bytes::new() }).await {
             Ok(()) => Next::Linger(wire),
             Err(_) => Next::Nothing,
         }

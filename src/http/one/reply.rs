@@ -62,13 +62,13 @@ pub fn is_to_nobody<B>(response: &Response<B>) -> bool {
     response.status() == Refusal::ClientAbort.status() && response.extensions().get::<Fate>().is_some()
 }
 
-/// A short answer of our own in one piece; to HEAD without its body (RFC 9110 §9.3.2).
+/// A short answer of our own in one piece.
 pub fn whole(response: &Response<Bytes>, to_head: bool) -> Bytes {
     let mut out = Vec::with_capacity(512);
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = response.status();
     parts.headers = response.headers().clone();
-    let frame = Frame::Length(response.body().len() as u64);
+    let frame = if to_head { Frame::Nothing } else { Frame::Length(response.body().len() as u64) };
     write_head(&mut out, &parts, frame, Persistence::Close, SystemTime::now());
     if !to_head {
         out.extend_from_slice(response.body());

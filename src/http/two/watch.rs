@@ -1,0 +1,117 @@
+//! When an HTTP/2 connection has to end: idle, old, spent, draining, or too slow in taking its answers.
+//!
+//! Threat: slowloris. Arithmetic on counters and `now`; the frames that a client sends do not matter here, only its streams.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+use crate::{
+    accept::pace::Pace,
+    http::{Site, Sites},
+};
+
+/// What goes on in one connection.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Streams that are not yet answered in full.
+    pub streams: AtomicUsize,
+    /// Answers whose next piece the client has to make room for.
+    pub waiting: AtomicUsize,
+    /// Bytes of answers that the client has made room for.
+    pub moved: AtomicU64,
+    /// Streams answered in whole since the meter looked last.
+    pub answered: AtomicU32,
+    /// Streams that were opened.
+    pub seen: AtomicU32,
+}
+
+/// When a connection has to end.
+pub struct Watch<S> {
+    site: Arc<Site<S>>,
+    sites: Arc<Sites<S>>,
+    load: Arc<Load>,
+    born: u64,
+    /// Since when no stream has been open.
+    idle: Option<u64>,
+    /// Since when the client knows that it ends.
+    leaving: Option<u64>,
+    pace: Option<(Pace, u64)>,
+    moved: u64,
+}
+
+/// What becomes of a connection.
+pub enum Verdict {
+    /// It goes on as it is, and is looked at again then at the latest.
+    Until(u64),
+    /// It gets a GOAWAY; what is under way is answered.
+    Leave,
+    /// It ends at once.
+    End,
+}
+
+impl<S> Watch<S> {
+    /// A connection that begins at `now`.
+    pub fn new(site: Arc<Site<S>>, sites: Arc<Sites<S>>, load: Arc<Load>, now: u64) -> Self {
+        Watch { site, sites, load, born: now, idle: None, leaving: None, pace: None, moved: 0 }
+    }
+
+    /// Looks at what has happened since the last call.
+    pub fn look(&mut self, now: u64) -> Verdict {
+        let timeouts = &self.site.timeouts;
+        let is_idle = self.load.streams.load(Relaxed) == 0;
+        self.idle = if is_idle { self.idle.or(Some(now)) } else { None };
+        let silent = self.idle.map(|since| since.saturating_add(timeouts.idle.as_millis()));
+        let old = self.born.saturating_add(timeouts.connection_age.as_millis());
+        if self.leaving.is_none() {
+            let is_spent = self.load.seen.load(Relaxed) >= timeouts.requests;
+            if is_spent
+                || now >= old
+                || silent.is_some_and(|end| now >= end)
+                || self.sites.is_draining()
+                || self.site.overload.ends_connections()
+            {
+                self.leaving = Some(now);
+                return Verdict::Leave;
+            }
+        }
+        let slow = self.slow(now);
+        // Its last words may go unheard: one that should leave and has nothing under way does not stay.
+        let gone = self.leaving.filter(|_| is_idle).map(|since| since.saturating_add(LEAVE));
+        let end = [slow, gone].into_iter().flatten().min();
+        if end.is_some_and(|end| now >= end) {
+            return Verdict::End;
+        }
+        let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
+        Verdict::Until(end.unwrap_or(u64::MAX).min(leave))
+    }
+
+    /// The moment at which the client takes its answers too slowly, while any of them waits for it.
+    fn slow(&mut self, now: u64) -> Option<u64> {
+        let total = self.load.moved.load(Relaxed);
+        let moved = usize::try_from(total.saturating_sub(self.moved)).unwrap_or(usize::MAX);
+        self.moved = total;
+        if self.load.waiting.load(Relaxed) == 0 {
+            if let Some((pace, _)) = &mut self.pace {
+                pace.moved(moved);
+                pace.pause(now);
+            }
+            return None;
+        }
+        let (timeouts, rates) = (&self.site.timeouts, &self.site.rates);
+        let (pace, end) = self.pace.get_or_insert_with(|| {
+            let mut pace = Pace::new(now, timeouts.write_stall, rates.write_min, rates.grace);
+            let end = pace.deadline(now);
+            (pace, end)
+        });
+        if moved > 0 || pace.is_paused() {
+            pace.moved(moved);
+            *end = pace.deadline(now);
+        }
+        Some(*end)
+    }
+}
+
+/// Milliseconds for which a connection that was told to leave, and has nothing under way, is still there.
+const LEAVE: u64 = 5000;

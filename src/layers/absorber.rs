@@ -1,0 +1,413 @@
+//! An answer between Puma and a client: what has come and not yet gone, in memory and then in a file.
+//!
+//! Threat: slowloris by slow reading. Part of [`relay`](super::relay). A client that takes longer than a second for a piece
+//! costs next to no memory: what it was offered and what waits behind that goes to the file, too, and comes back in small
+//! pieces.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Body;
+use tokio::time::Sleep;
+
+use super::{backlog::Backlog, spill::Store};
+use crate::{accept::client::ClientKey, refusal::Refusal};
+
+/// What has come from Puma and not yet gone to the client.
+#[derive(Debug)]
+pub struct Absorber<B> {
+    inner: Option<B>,
+    left: Option<u64>,
+    queue: VecDeque<Bytes>,
+    queued: usize,
+    backlog: Option<Backlog>,
+    failed: Option<Refusal>,
+    stall: Stall,
+    /// Bytes that were taken back; the next pieces end where they end.
+    again: usize,
+    /// How much is read back at once.
+    step: usize,
+    place: Place,
+}
+
+/// Where the file is made and who answers for it.
+#[derive(Debug)]
+pub struct Place {
+    store: Arc<Store>,
+    dir: PathBuf,
+    client: ClientKey,
+}
+
+/// How long the client has been at its piece.
+#[derive(Debug, Default)]
+struct Stall {
+    timer: Option<Pin<Box<Sleep>>>,
+    is_set: bool,
+    has_passed: bool,
+}
+
+impl Stall {
+    /// Whether the client has been at its piece for too long; wakes the task when it will have been.
+    fn poll_passed(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.has_passed {
+            return true;
+        }
+        if !self.is_set {
+            self.is_set = true;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(tokio::time::Instant::now() + PATIENCE),
+                None => self.timer = Some(Box::pin(tokio::time::sleep(PATIENCE))),
+            }
+        }
+        self.has_passed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+        self.has_passed
+    }
+
+    /// The client has taken its piece.
+    fn end(&mut self) -> bool {
+        self.is_set = false;
+        std::mem::take(&mut self.has_passed)
+    }
+}
+
+impl Place {
+    /// Files in `dir`, in the books of `store` under `client`.
+    pub fn new(store: &Arc<Store>, dir: &Path, client: ClientKey) -> Self {
+        Place { store: Arc::clone(store), dir: dir.to_owned(), client }
+    }
+}
+
+impl<B> Absorber<B> {
+    /// An answer of which `first` has come and `left` bytes, if that is known, are to come with it.
+    pub fn new(inner: B, first: Option<Bytes>, left: Option<u64>, place: Place) -> Self {
+        let queue: VecDeque<Bytes> = first.into_iter().filter(|bytes| !bytes.is_empty()).collect();
+        Absorber {
+            inner: Some(inner),
+            left,
+            queued: queue.iter().map(Bytes::len).sum(),
+            queue,
+            backlog: None,
+            failed: None,
+            stall: Stall::default(),
+            again: 0,
+            step: STEP_MOST,
+            place,
+        }
+    }
+
+    /// Bytes that the client has yet to take, where that is known.
+    pub fn left(&self) -> Option<u64> {
+        self.left
+    }
+
+    /// Whether nothing is to come.
+    pub fn is_end(&self) -> bool {
+        self.inner.is_none() && self.queue.is_empty() && self.backlog.is_none() && self.failed.is_none()
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
+    /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still.
+    pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
+        let has_stalled = self.stall.poll_passed(cx);
+        loop {
+            if let Some(backlog) = &mut self.backlog
+                && backlog.poll_settled(cx).is_pending()
+            {
+                return;
+            }
+            if has_stalled && self.step_back(unsent) {
+                continue;
+            }
+            let Some(inner) = &mut self.inner else {
+                if self.backlog.as_mut().is_some_and(Backlog::put_away) {
+                    continue;
+                }
+                return;
+            };
+            if self.backlog.is_none() && self.queued >= IN_MEMORY {
+                self.backlog = Some(self.new_backlog());
+                continue;
+            }
+            if let Some(backlog) = &mut self.backlog
+                && !backlog.has_room()
+            {
+                // The budget may have room again.
+                if backlog.put_away() {
+                    continue;
+                }
+                return;
+            }
+            match Pin::new(inner).poll_frame(cx) {
+                Poll::Pending => {
+                    if has_stalled && self.backlog.as_mut().is_some_and(Backlog::put_away) {
+                        continue;
+                    }
+                    return;
+                }
+                Poll::Ready(None) => self.inner = None,
+                Poll::Ready(Some(Err(refusal))) => {
+                    self.inner = None;
+                    self.failed = Some(refusal);
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    match &mut self.backlog {
+                        Some(backlog) => backlog.add(&data),
+                        None => {
+                            self.queued = self.queued.saturating_add(data.len());
+                            self.queue.push_back(data);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Moves what waits in memory to the front of the file. True when a write has begun.
+    fn step_back(&mut self, unsent: &mut Bytes) -> bool {
+        let n = unsent.len();
+        if n > 0 && self.queue.is_empty() && self.backlog.as_mut().is_some_and(|backlog| backlog.untake(n)) {
+            self.taken_back(n);
+            unsent.clear();
+            return false;
+        }
+        let total = n.saturating_add(self.queued);
+        if total <= WORTHLESS {
+            // The allocation that it is a part of may be large.
+            *unsent = Bytes::copy_from_slice(unsent);
+            return false;
+        }
+        if self.backlog.is_none() {
+            self.backlog = Some(self.new_backlog());
+        }
+        let (queue, first) = (&mut self.queue, Some(unsent.clone()).filter(|bytes| !bytes.is_empty()));
+        let begun = self.backlog.as_mut().is_some_and(|backlog| backlog.put_first(&mut first.into_iter().chain(queue.drain(..)), total));
+        if begun {
+            self.queued = 0;
+            self.taken_back(n);
+            unsent.clear();
+        }
+        begun
+    }
+
+    fn taken_back(&mut self, n: usize) {
+        self.again = self.again.saturating_add(n);
+        self.step = STEP_LEAST;
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_add(n as u64);
+        }
+    }
+
+    fn new_backlog(&self) -> Backlog {
+        Backlog::new(Arc::clone(&self.place.store), self.place.dir.clone(), self.place.client)
+    }
+
+    /// The next piece for the client.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if !self.stall.end() {
+            self.step = self.step.saturating_mul(2).min(STEP_MOST);
+        }
+        if let Some(piece) = self.queue.pop_front() {
+            self.queued = self.queued.saturating_sub(piece.len());
+            return self.gone(piece);
+        }
+        if let Some(backlog) = &mut self.backlog {
+            let most = if self.again > 0 { self.again.min(self.step) } else { self.step };
+            match ready!(backlog.poll_take(cx, most)) {
+                Ok(Some(piece)) => {
+                    self.again = self.again.saturating_sub(piece.len());
+                    return self.gone(piece);
+                }
+                Ok(None) => self.backlog = None,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(self.failed.take().map(Err));
+        };
+        match ready!(Pin::new(inner).poll_frame(cx)) {
+            None => {
+                self.inner = None;
+                Poll::Ready(None)
+            }
+            Some(Err(refusal)) => {
+                self.inner = None;
+                Poll::Ready(Some(Err(refusal)))
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => self.gone(piece),
+                Err(_) => self.gone(Bytes::new()),
+            },
+        }
+    }
+
+    fn gone(&mut self, piece: Bytes) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(piece.len() as u64);
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+/// Bytes of an answer that wait in memory before a file takes the rest.
+const IN_MEMORY: usize = 64 * 1024;
+/// Bytes that are read back from the file at once: for a client that has just stood still, and for one that keeps up.
+const STEP_LEAST: usize = 4 * 1024;
+const STEP_MOST: usize = 64 * 1024;
+/// Bytes in memory for which a write to the file does not pay.
+const WORTHLESS: usize = 1024;
+/// How long a client may be at a piece before the piece is taken back.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use http_body::Frame;
+
+    use super::*;
+    use crate::{layers::spill::Config, units::ByteSize};
+
+    /// A body of pieces; `None` in it means that Puma has nothing yet, once.
+    #[derive(Debug)]
+    struct Pieces(VecDeque<Option<Result<Bytes, Refusal>>>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = Refusal;
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+            match self.0.pop_front() {
+                Some(Some(piece)) => Poll::Ready(Some(piece.map(Frame::data))),
+                Some(None) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                None => Poll::Ready(None),
+            }
+        }
+    }
+
+    fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let store = Store::start(&config).unwrap();
+        let place = Place::new(&store, dir.path(), ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
+        let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));
+        (dir, store, absorber)
+    }
+
+    fn pieces(sizes: &[usize]) -> (Vec<Option<Result<Bytes, Refusal>>>, Vec<u8>) {
+        let all: Vec<u8> = (0..sizes.iter().sum::<usize>()).map(|n| (n / 7 % 251) as u8).collect();
+        let mut rest = Bytes::from(all.clone());
+        (sizes.iter().map(|n| Some(Ok(rest.split_to(*n)))).collect(), all)
+    }
+
+    /// The client has not taken `unsent`; as often as the disk needs.
+    async fn stand_still(absorber: &mut Absorber<Pieces>, unsent: &mut Bytes, turns: usize) {
+        for _ in 0..turns {
+            std::future::poll_fn(|cx| {
+                absorber.poll_absorb(cx, unsent);
+                Poll::Ready(())
+            })
+            .await;
+            std::thread::sleep(Duration::from_micros(500));
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn next(absorber: &mut Absorber<Pieces>) -> Option<Bytes> {
+        std::future::poll_fn(|cx| absorber.poll_piece(cx)).await.map(Result::unwrap)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stands_still_holds_nothing_in_memory() {
+        let (sent, all) = pieces(&[60_000; 20]);
+        let (_dir, store, mut absorber) = absorber(1 << 30, sent);
+        let mut unsent = next(&mut absorber).await.unwrap().slice(100..);
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        assert_eq!(unsent.len(), 59_900, "for a moment it may keep its piece");
+        tokio::time::advance(PATIENCE * 2).await;
+        stand_still(&mut absorber, &mut unsent, 200).await;
+        assert!(unsent.is_empty() && absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
+        assert!(store.disk.used() >= 1_199_900 - 60_000);
+        let mut got = all[..100].to_vec();
+        let first = next(&mut absorber).await.unwrap();
+        assert!(first.len() <= 2 * STEP_LEAST, "{}", first.len());
+        got.extend_from_slice(&first);
+        while let Some(piece) = next(&mut absorber).await {
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == all);
+        assert_eq!(store.disk.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_client_takes_and_leaves_it_gets_every_byte_once_and_in_order() {
+        fastrand::seed(7);
+        for round in 0..15 {
+            let sizes: Vec<usize> = (0..fastrand::usize(2..16)).map(|_| fastrand::usize(1..40_000)).collect();
+            let (mut sent, all) = pieces(&sizes);
+            for _ in 0..fastrand::usize(0..5) {
+                sent.insert(fastrand::usize(1..=sent.len()), None);
+            }
+            let (_dir, store, mut absorber) = absorber(if round % 3 == 0 { 200_000 } else { 1 << 30 }, sent);
+            let mut got = Vec::new();
+            while let Some(mut unsent) = next(&mut absorber).await {
+                while !unsent.is_empty() {
+                    let n = fastrand::usize(0..=unsent.len());
+                    got.extend_from_slice(&unsent.split_to(n));
+                    if unsent.is_empty() {
+                        break;
+                    }
+                    if fastrand::bool() {
+                        tokio::time::advance(PATIENCE * 2).await;
+                    }
+                    stand_still(&mut absorber, &mut unsent, fastrand::usize(1..4)).await;
+                }
+            }
+            assert_eq!(got.len(), all.len(), "round {round}");
+            assert!(got == all, "round {round}");
+            drop(absorber);
+            assert_eq!((store.disk.used(), store.memory.used()), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_disk_budget_has_room_again_puma_is_read_on() {
+        let (sent, _) = pieces(&[60_000; 20]);
+        let (_dir, store, mut absorber) = absorber(1 << 20, sent);
+        let mut other = store.disk.open();
+        assert!(other.grow((1 << 20) - 1000));
+        let mut unsent = next(&mut absorber).await.unwrap();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        assert!(absorber.inner.is_some(), "back-pressure");
+        let waiting = absorber.inner.as_ref().unwrap().0.len();
+        other.clear();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        assert!(absorber.inner.as_ref().is_none_or(|inner| inner.0.len() < waiting));
+    }
+
+    #[tokio::test]
+    async fn an_error_of_puma_comes_after_what_it_sent_before() {
+        let (mut sent, all) = pieces(&[60_000; 4]);
+        sent.push(Some(Err(Refusal::UpstreamReset)));
+        let (_dir, _store, mut absorber) = absorber(1 << 30, sent);
+        let mut unsent = next(&mut absorber).await.unwrap();
+        let mut got = unsent.to_vec();
+        stand_still(&mut absorber, &mut unsent, 100).await;
+        let error = loop {
+            match std::future::poll_fn(|cx| absorber.poll_piece(cx)).await {
+                Some(Ok(piece)) => got.extend_from_slice(&piece),
+                other => break other,
+            }
+        };
+        assert_eq!(error, Some(Err(Refusal::UpstreamReset)));
+        assert!(got == all);
+    }
+}

@@ -77,8 +77,11 @@ impl<S> Watch<S> {
             }
         }
         let slow = self.slow(now);
-        // Its last words may go unheard: one that should leave and has nothing under way does not stay.
-        let gone = self.leaving.filter(|_| is_idle).map(|since| since.saturating_add(LEAVE));
+        // What is under way is answered, but one that has nothing under way any more does not stay for ever.
+        let gone = match (self.leaving, self.idle) {
+            (Some(leaving), Some(idle)) => Some(leaving.max(idle).saturating_add(timeouts.write_stall.as_millis())),
+            (None, _) | (_, None) => None,
+        };
         let end = [slow, gone].into_iter().flatten().min();
         if end.is_some_and(|end| now >= end) {
             return Verdict::End;
@@ -112,6 +115,3 @@ impl<S> Watch<S> {
         Some(*end)
     }
 }
-
-/// Milliseconds for which a connection that was told to leave, and has nothing under way, is still there.
-const LEAVE: u64 = 5000;

@@ -183,7 +183,13 @@ impl Explained {
         }
     }
 
-    fn refusal(&self) -> Option<Refusal> {
+    /// Head and body as Puma would have got them.
+    pub fn forwarded(&self) -> Option<(&[u8], &[u8])> {
+        self.forwarded.as_ref().map(|forwarded| (&forwarded.head[..], &forwarded.body[..]))
+    }
+
+    /// Why it was refused.
+    pub fn refusal(&self) -> Option<Refusal> {
         match self.verdict.end {
             End::Refused(refusal) => Some(refusal),
             End::Ok | End::SlowRead | End::TlsError => None,
@@ -201,7 +207,7 @@ impl Explained {
                     Fate::Keep => "the connection stays open",
                     Fate::Close => "the connection is closed, nothing behind it is parsed",
                 };
-                line(format_args!("verdict:   {} ({}, {status}); {fate}", self.word(), refusal.label()));
+                line(format_args!("verdict:   {} ({}, {}); {fate}", self.word(), refusal.label(), status.as_u16()));
                 match refusal.rule() {
                     Some(rule) => line(format_args!("rule:      {}", sentence(rule))),
                     None => line(format_args!("reason:    {refusal}")),
@@ -239,6 +245,7 @@ impl Explained {
                 Some(Fate::Keep) | None => "keep",
             },
             "rule": refusal.and_then(Refusal::rule).map(described),
+            "reason": refusal.map(Refusal::sentence),
             "noted": observed.iter().copied().map(described).collect::<Vec<_>>(),
             "puma_gets": self.forwarded.as_ref().map(|forwarded| latin1(&[&forwarded.head[..], &forwarded.body[..]].concat())),
         })
@@ -311,6 +318,16 @@ mod tests {
         assert_eq!(words(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"), [("refused", String::new(), None)]);
         assert!(words(b"").is_empty() && words(b"\r\n").is_empty());
         assert_eq!(text(&[]), "There is no request in these bytes.\n");
+    }
+
+    #[test]
+    fn more_fields_than_a_map_can_hold_are_refused_whatever_the_limit_is() {
+        let mut config = Config::default();
+        config.limits.header_count = u16::MAX;
+        config.limits.header_bytes = ByteSize::mib(1);
+        let bytes = ["GET / HTTP/1.1\r\nHost: a\r\n", &"X: 1\r\n".repeat(40_000), "\r\n"].concat();
+        let all = explain(config, bytes.into_bytes()).unwrap();
+        assert_eq!(all[0].refusal(), Some(Refusal::HeaderTooLarge(Rule::G9Size)));
     }
 
     #[test]

@@ -73,6 +73,20 @@ fn the_application_believes_the_connection_and_not_the_client() {
 }
 
 #[test]
+fn two_lines_of_cookies_are_one_list_and_a_twin_is_never_the_truth() {
+    let Some((_puma, palisade)) = front() else { return };
+    let twins = "X-Real_IP: 6.6.6.6\r\nX_REAL_IP: 6.6.6.6\r\nX-FORWARDED_FOR: 6.6.6.6\r\nUser_Agent: evil\r\nCookie_: a=evil\r\n";
+    let request = format!("GET /env HTTP/1.1\r\nHost: localhost\r\nCookie: a=1\r\n{twins}User-Agent: honest\r\nCookie: b=2; c=3\r\n\r\n");
+    for mut client in [palisade.connect(), palisade.connect_tls()] {
+        let env = client.ask(&request).json();
+        assert_eq!(env["HTTP_COOKIE"], "a=1; b=2; c=3");
+        assert_eq!(env["HTTP_USER_AGENT"], "honest");
+        assert_eq!((&env["HTTP_X_REAL_IP"], &env["HTTP_X_FORWARDED_FOR"]), (&"127.0.0.1".into(), &"127.0.0.1".into()));
+        assert!(!env.to_string().contains("evil") && !env.to_string().contains("6.6.6.6"), "{env}");
+    }
+}
+
+#[test]
 fn a_field_named_by_connection_ends_here() {
     let Some((_puma, palisade)) = front() else { return };
     let env = palisade.connect().ask("GET /env HTTP/1.1\r\nHost: localhost\r\nConnection: X-Internal, X-Real-IP\r\nX-Internal: 1\r\n\r\n");

@@ -1,7 +1,7 @@
 //! End-to-end tests: the built binary between real sockets, in front of a real Puma or a byte-exact recorder.
 //!
 //! By threat: [`exhaustion`], [`slowloris`], [`smuggling`], [`exposure`]. By user: [`rails`] (what an application and its
-//! browsers rely on), [`puma`] (threads, queue, restarts), [`drain`] and [`config`] (operators), [`conformance`] (the
+//! browsers rely on), [`puma`] (threads, queue, restarts), [`drain`], [`exec`] and [`config`] (operators), [`conformance`] (the
 //! corpus), [`docs`] (nothing refuses without an explanation). [`harness`] starts and stops all of it.
 #![allow(
     clippy::unwrap_used,
@@ -17,12 +17,16 @@ mod config;
 mod conformance;
 mod docs;
 mod drain;
+mod exec;
 mod exhaustion;
+mod explain;
 mod exposure;
 mod harness;
 mod layout;
+mod properties;
 mod puma;
 mod rails;
+mod rules;
 mod sandbox;
 mod secrets;
 mod slowloris;

@@ -247,3 +247,44 @@ fn a_puma_that_closes_without_a_word_is_asked_at_most_twice_and_an_upload_once()
     assert!(client.rest().1 == End::Finished);
     assert!(recorder.requests().iter().filter(|r| r.starts_with(b"GET /again ")).count() <= 2);
 }
+
+#[test]
+fn every_puma_gets_each_request_once_over_hot_and_phased_restarts() {
+    for mut puma in Puma::each(Shape::cluster(2, 2)) {
+        let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\n").start();
+        let mut sent = 0;
+        for signal in [Signal::USR1, Signal::USR2] {
+            let boots = puma.process().output().matches(" booted ").count();
+            puma.process().signal(signal);
+            let start = Instant::now();
+            while puma.process().output().matches(" booted ").count() < boots + 2 || start.elapsed() < Duration::from_secs(2) {
+                assert!(start.elapsed() < Duration::from_secs(60), "the restart does not end:\n{}", puma.process().output());
+                let mut client = palisade.connect();
+                client.send(format!("POST /echo HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: over-{sent}\r\nContent-Length: 2\r\n\r\nhi"));
+                assert_eq!(client.answer_to("POST").status, 200, "request {sent}, {signal:?}:\n{}", puma.process().output());
+                sent += 1;
+            }
+        }
+        let seen = puma.seen();
+        for n in 0..sent {
+            assert_eq!(seen.iter().filter(|s| s.id == format!("over-{n}")).count(), 1, "request {n}");
+        }
+        puma.stop();
+    }
+}
+
+#[test]
+fn the_number_of_threads_follows_pumas_configuration() {
+    let app = tempfile::TempDir::new().unwrap();
+    std::fs::create_dir(app.path().join("config")).unwrap();
+    let file = app.path().join("config/puma.rb");
+    let puma = |threads: u32| format!("workers 2\nthreads {threads}, {threads}\nbind \"unix://{}/puma.sock\"\n", app.path().display());
+    std::fs::write(&file, puma(3)).unwrap();
+    // As an operator writes it: the address and the number of threads come from config/puma.rb.
+    let config = format!("app = {:?}\n", app.path().display().to_string());
+    let palisade = Setup::before("puma").with(&config).without_upstream().start();
+    let threads = || palisade.admin("/stats").unwrap().json()["max_threads"].as_u64();
+    eventually("two workers with three threads", || (threads() == Some(6)).then_some(()));
+    std::fs::write(&file, puma(8)).unwrap();
+    eventually("two workers with eight threads", || (threads() == Some(16)).then_some(()));
+}

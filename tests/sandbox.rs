@@ -136,6 +136,14 @@ fn a_user_who_does_not_exist_is_exit_1_with_the_remedy() {
 }
 
 #[test]
+fn a_folder_for_bodies_that_cannot_be_written_to_is_exit_1_at_the_start() {
+    let output = Setup::before("127.0.0.1:1").with("[buffer]\ndir = \"/nonexistent/spool\"\n").fails();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("buffer.dir"), "{said}");
+}
+
+#[test]
 fn systemd_hears_of_the_start_the_reload_the_watchdog_and_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");

@@ -300,7 +300,7 @@ impl Names {
     fn new(names: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let certificate = names.iter().map(|name| certificate::tests::write(folder.path(), name, &[name])).collect();
-        Names { folder, config: tls::Config { certificate, ..tls::Config::default() } }
+        Names { folder, config: tls::Config { certificate, strict_sni: true, ..tls::Config::default() } }
     }
 
     fn gate(&self) -> Gate {

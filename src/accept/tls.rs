@@ -323,7 +323,7 @@ mod tests {
         let config: Config = serde_json::from_str(text).unwrap();
         assert_eq!(config.min_version, Version::Tls13);
         assert_eq!(config.key_exchange.0, [KeyExchange::X25519MLKEM768, KeyExchange::Secp256r1]);
-        assert!(config.strict_sni && config.client_auth.mode == ClientAuthMode::Optional);
+        assert!(!config.strict_sni && config.client_auth.mode == ClientAuthMode::Optional);
         assert!(serde_json::from_str::<Config>(r#"{"min_version":"1.1"}"#).is_err());
     }
 }

@@ -9,11 +9,10 @@ use http::{HeaderMap, Method, Response, StatusCode, header, request};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 
-use super::upgrade::{Far, FarEnd, between};
+use super::upgrade::{Far, FarEnd, Life, between};
 use crate::{
     accept::{limit::HONEST, pace::Beat},
     layers::handshake::Extended,
-    units::Deadline,
 };
 
 /// The client's end of a tunnel that may be opened.
@@ -66,19 +65,16 @@ fn ignored<B>(response: &mut Response<B>) -> Outcome {
 }
 
 /// Passes bytes until either side ends, `place` being held meanwhile.
-pub fn tunnel<P: Send + 'static>(
-    near: NearEnd,
-    far: Far,
-    beat: Beat,
-    idle: Deadline,
-    is_leaving: impl Fn() -> bool + Send + Sync + 'static,
-    place: P,
-) {
+pub fn tunnel<D, P>(near: NearEnd, far: Far, beat: Beat, life: Life<D>, place: P)
+where
+    D: Fn() -> bool + Send + Sync + 'static,
+    P: Send + 'static,
+{
     // To end it would not free a connection, so it is never the one that makes room.
     beat.advance(HONEST);
     tokio::spawn(async move {
         if let Ok(client) = near.0.await {
-            between(Box::pin(TokioIo::new(client)), Bytes::new(), far, beat, idle, is_leaving).await;
+            between(Box::pin(TokioIo::new(client)), Bytes::new(), far, beat, life).await;
         }
         drop(place);
     });

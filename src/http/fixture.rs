@@ -158,6 +158,7 @@ impl Bench {
         let sites = Sites::new(Site {
             limits: Limits::default(),
             tunnel_idle: timeouts.tunnel_idle,
+            tunnel_spread: std::time::Duration::ZERO,
             timeouts,
             rates: Rates { write_min: ByteRate(500), body_min: ByteRate(500), grace },
             stack,

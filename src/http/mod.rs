@@ -18,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -47,6 +47,8 @@ pub struct Site<S> {
     pub rates: Rates,
     /// Longest silence of a WebSocket.
     pub tunnel_idle: Deadline,
+    /// Over this long WebSockets end when Palisade drains.
+    pub tunnel_spread: Duration,
     /// The tower stack.
     pub stack: S,
     /// Log and metrics.

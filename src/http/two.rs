@@ -32,6 +32,7 @@ use super::{
     body::{Received, Relay},
     extended_connect::{self, Outcome},
     frames::{CALM, Meter, UPDATE_EVERY},
+    upgrade::Life,
 };
 use crate::{
     accept::{
@@ -124,8 +125,9 @@ where
                 match extended_connect::outcome(&mut response) {
                     Outcome::Open(far) => {
                         let place = Open::new(Arc::clone(&open.0));
-                        let idle = site.tunnel_idle;
-                        extended_connect::tunnel(near, far, clock.enrol(u64::MAX), idle, move || sites.is_draining(), place);
+                        let (idle, spread) = (site.tunnel_idle, site.tunnel_spread);
+                        let life = Life { idle, spread, is_draining: move || sites.is_draining() };
+                        extended_connect::tunnel(near, far, clock.enrol(u64::MAX), life, place);
                     }
                     Outcome::Ignored => return Ok(response.map(|_| Watched::nothing(open))),
                     Outcome::Answered => {}

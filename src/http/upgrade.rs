@@ -1,18 +1,20 @@
 //! WebSocket tunnels: after a 101 the bytes of both sides are passed on unread.
 //!
 //! Threat: exhaustion. A tunnel holds its client's connection permit and a lane of its own, no thread of Puma; it ends when
-//! neither side has sent a byte for `[upgrade] idle`, and when Palisade drains. RFC 9110 §7.8, RFC 6455.
+//! neither side has sent a byte for `timeouts.tunnel_idle`. When Palisade drains, tunnels end one by one over a part of the
+//! drain: clients that all come back in one moment are a load that no application is made for. RFC 9110 §7.8, RFC 6455.
 
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::one::wire::Wire;
+use super::{Site, Sites, one::wire::Wire};
 use crate::{accept::pace::Beat, units::Deadline};
 
 /// Puma's end of a tunnel, as an extension of the 101.
@@ -58,30 +60,48 @@ impl std::fmt::Debug for FarEnd {
 }
 
 /// Passes bytes between an HTTP/1 client and Puma until one side ends.
-pub async fn tunnel(wire: Wire, far: FarEnd, idle: Deadline, is_leaving: impl Fn() -> bool) {
+pub async fn tunnel<S>(wire: Wire, far: FarEnd, sites: &Sites<S>, site: &Site<S>) {
     let Some(far) = far.take() else { return };
     let (stream, read_ahead, beat) = wire.into_parts();
-    between(Box::pin(stream), read_ahead, far, beat, idle, is_leaving).await;
+    let life = Life { idle: site.tunnel_idle, spread: site.tunnel_spread, is_draining: || sites.is_draining() };
+    between(Box::pin(stream), read_ahead, far, beat, life).await;
 }
 
-/// Passes bytes between any client stream and Puma until both have closed, or for too long neither has sent a byte, or
-/// Palisade drains: a browser opens its WebSocket again, and finds who serves then.
-pub async fn between(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, idle: Deadline, is_leaving: impl Fn() -> bool) {
+/// When a tunnel ends that neither side closes.
+#[derive(Clone, Copy, Debug)]
+pub struct Life<D> {
+    /// The longest silence.
+    pub idle: Deadline,
+    /// Over this long the tunnels of a draining process end, each at a moment of its own.
+    pub spread: Duration,
+    /// Whether Palisade is shutting down; whoever waits is woken then.
+    pub is_draining: D,
+}
+
+/// Passes bytes between any client stream and Puma until both have closed, or its life is over.
+pub async fn between<D: Fn() -> bool>(client: Pin<Box<dyn Duplex>>, read_ahead: Bytes, far: Far, beat: Beat, life: Life<D>) {
     let mut upward = Pipe::new(read_ahead);
     let mut downward = Pipe::new(far.early);
     let (mut client, mut puma) = (client, far.stream);
     let place = far.place;
-    beat.until(beat.now().saturating_add(idle.as_millis()));
+    let idle = life.idle.as_millis();
+    let mut last = u64::MAX;
+    beat.until(beat.now().saturating_add(idle));
     std::future::poll_fn(|cx| {
         beat.wake_by(cx.waker());
         let up = upward.poll(cx, client.as_mut(), puma.as_mut());
         let down = downward.poll(cx, puma.as_mut(), client.as_mut());
-        if upward.took_moved() | downward.took_moved() {
-            beat.until(beat.now().saturating_add(idle.as_millis()));
+        let leaves = last == u64::MAX && (life.is_draining)();
+        if leaves {
+            let spread = u64::try_from(life.spread.as_millis()).unwrap_or(u64::MAX);
+            last = beat.now().saturating_add(fastrand::u64(..=spread));
+        }
+        if leaves | upward.took_moved() | downward.took_moved() {
+            beat.until(beat.now().saturating_add(idle).min(last));
         }
         match (up, down) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) | (Poll::Ready(Err(())), _) | (_, Poll::Ready(Err(()))) => Poll::Ready(()),
-            _ if beat.is_over() || is_leaving() => Poll::Ready(()),
+            _ if beat.is_over() => Poll::Ready(()),
             _ => Poll::Pending,
         }
     })

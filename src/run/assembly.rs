@@ -367,6 +367,8 @@ pub(super) fn site<S>(config: &Config, stack: S, shared: &Shared<'_>) -> Site<S>
         timeouts: config.timeouts.clone(),
         rates: config.rates.clone(),
         tunnel_idle: config.timeouts.tunnel_idle,
+        // The rest of the drain is for them to say goodbye.
+        tunnel_spread: (config.server.drain.get() * 3 / 4).min(LONGEST_SPREAD),
         stack,
         recorder: Arc::clone(shared.recorder),
         bans: Arc::clone(&shared.bans),
@@ -397,5 +399,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
+/// WebSockets end over at most this long.
+const LONGEST_SPREAD: Duration = Duration::from_secs(30);
 /// How long the end of the process waits for its log.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use rustix::{
     fs::Mode,
     process::{DumpableBehavior, set_dumpable_behavior, umask},
     thread::{
-        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
         set_no_new_privs,
     },
 };
@@ -133,7 +133,10 @@ impl Confinement {
     fn confine(&mut self, reach: &Reach) -> Result<(), Problem> {
         let none =
             CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
-        let capabilities = clear_ambient_capability_set().and_then(|()| set_capabilities(None, none));
+        // systemd's @privileged forbids capset(2), also to one who has nothing to give up.
+        let capabilities = clear_ambient_capability_set()
+            .and_then(|()| set_capabilities(None, none))
+            .or_else(|errno| if capabilities(None)? == none { Ok(()) } else { Err(errno) });
         self.note(Part::Capabilities, capabilities, "start Palisade where prctl(2) and capset(2) are allowed")?;
         // After the change of user, which sets it back.
         self.note(Part::Dumps, set_dumpable_behavior(DumpableBehavior::NotDumpable), "start Palisade where prctl(2) is allowed")?;

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
@@ -36,12 +36,17 @@ pub(super) fn start(puma: &Arc<Inner>) {
 
 async fn keep_up(puma: Weak<Inner>) {
     let mut pause = Duration::ZERO;
+    let mut known = puma.upgrade().and_then(|puma| written(&puma.config));
     loop {
         tokio::time::sleep(pause).await;
         let Some(puma) = puma.upgrade() else { return };
         let grown = puma.sockets.may_grow() && puma.sockets.look();
         let asked = ask(&puma).await;
-        if grown || asked {
+        let now = written(&puma.config);
+        // A file that is away is being replaced: what it said still holds.
+        let edited = now.is_some() && now != known;
+        known = now.or(known);
+        if grown || asked || edited {
             apply(&puma);
         }
         for socket in puma.sockets.all().iter() {
@@ -102,6 +107,11 @@ fn limits(config: &Config, stats: Option<&Stats>, sockets: &[Arc<Socket>]) -> Ve
         Some(slots) => equally(slots),
         None => equally(DEFAULT_THREADS.saturating_mul(count)),
     }
+}
+
+/// When `puma_config` was last written: Puma is about to be restarted with what it says now.
+fn written(config: &Config) -> Option<SystemTime> {
+    std::fs::metadata(config.puma_config.as_ref()?).ok()?.modified().ok()
 }
 
 /// Threads times workers as `puma_config` says, where it can be known without running it.

@@ -62,10 +62,12 @@ fn case(table: &Table) -> Case {
     Case { bytes, refused, requests: number(table, "requests").unwrap_or(0), id }
 }
 
-fn word(table: &Table, key: &str) -> String {
+/// A text that must be there.
+pub fn word(table: &Table, key: &str) -> String {
     table.get(key).and_then(Item::as_str).unwrap_or_else(|| panic!("{key} is missing in {table}")).to_owned()
 }
 
-fn number(table: &Table, key: &str) -> Option<usize> {
+/// A number, where there is one.
+pub fn number(table: &Table, key: &str) -> Option<usize> {
     table.get(key).and_then(Item::as_integer).map(|n| usize::try_from(n).unwrap())
 }

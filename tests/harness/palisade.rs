@@ -1,6 +1,7 @@
 //! The binary under test, started with a configuration of the test's own.
 
 use std::{
+    ffi::OsString,
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -25,6 +26,8 @@ pub struct Setup {
     tls: bool,
     awaits: &'static str,
     environment: Vec<(&'static str, String)>,
+    /// What `palisade exec` gets, instead of `palisade run`.
+    exec: Option<Vec<OsString>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +50,8 @@ impl Setup {
     pub fn before(upstream: impl AsRef<str>) -> Setup {
         let dir = TempDir::new().unwrap();
         let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
-        let mut setup = Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready", environment: Vec::new() };
+        let mut setup =
+            Setup { document: DocumentMut::new(), dir, ports, tls: false, awaits: "/ready", environment: Vec::new(), exec: None };
         fs::create_dir(setup.spool()).unwrap();
         setup.merge(&format!(
             "domains = [\"localhost\", \"127.0.0.1\"]\n\
@@ -100,11 +104,23 @@ impl Setup {
         self
     }
 
+    /// Has Palisade start `command` itself, with options of `exec` before it.
+    pub fn exec(mut self, options: &[&str], command: &Command) -> Setup {
+        let mut words: Vec<OsString> = options.iter().map(OsString::from).collect();
+        words.push("--".into());
+        words.push(command.get_program().into());
+        words.extend(command.get_args().map(OsString::from));
+        self.exec = Some(words);
+        self
+    }
+
     pub fn start(self) -> Palisade {
         let file = self.file();
         fs::write(&file, self.document.to_string()).unwrap();
         let mut command = binary();
-        command.args(["run", "--config"]).arg(&file).envs(self.environment.iter().cloned());
+        command.arg(if self.exec.is_some() { "exec" } else { "run" }).arg("--config").arg(&file);
+        // Whatever it leaves behind is left here, and seen.
+        command.args(self.exec.iter().flatten()).env("TMPDIR", self.dir.path()).envs(self.environment.iter().cloned());
         let process = Process::start("palisade", command, self.dir.path());
         let root = self.tls.then(|| CertificateDer::from(fs::read(self.dir.path().join("cert.der")).unwrap()));
         let mut palisade = Palisade { process, dir: self.dir, ports: self.ports, root };
@@ -169,6 +185,11 @@ impl Palisade {
 
     pub fn cert_file(&self) -> PathBuf {
         self.dir.path().join("cert.pem")
+    }
+
+    /// Where it may leave files.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
     }
 
     pub fn config_file(&self) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Debian's real Puma with `tests/app/config.ru`.
+//! Real Puma, Debian's and what `tests/pumas.sh` finds, with `tests/app/config.ru`.
 
 use std::{
     collections::HashMap,
@@ -21,6 +21,8 @@ pub struct Shape {
     /// A TCP port instead of a unix socket for each worker.
     pub tcp: bool,
     pub early_hints: bool,
+    /// The suite that `tests/pumas.sh` takes Puma from; none: the installed one.
+    pub suite: Option<&'static str>,
 }
 
 /// A running Puma.
@@ -46,7 +48,7 @@ pub struct Seen {
 
 impl Shape {
     pub fn cluster(workers: usize, threads: usize) -> Shape {
-        Shape { workers, threads, tcp: false, early_hints: false }
+        Shape { workers, threads, tcp: false, early_hints: false, suite: None }
     }
 }
 
@@ -54,6 +56,11 @@ impl Puma {
     /// Two workers with five threads each, a unix socket for each worker. None, with a printed reason, without Puma.
     pub fn cluster() -> Option<Puma> {
         Puma::start(Shape::cluster(2, 5))
+    }
+
+    /// One after the other: the installed Puma, and those of newer suites where they can be had.
+    pub fn each(shape: Shape) -> impl Iterator<Item = Puma> {
+        SUITES.into_iter().filter_map(move |suite| Puma::start(Shape { suite, ..shape }))
     }
 
     pub fn start(shape: Shape) -> Option<Puma> {
@@ -91,10 +98,7 @@ impl Puma {
 
     /// Starts it again where it was.
     pub fn boot(&mut self) -> bool {
-        let Some(mut command) = command() else {
-            skip("puma is not installed (neither `puma` nor `bundle exec puma` is on the PATH)");
-            return false;
-        };
+        let Some(mut command) = command(self.shape.suite) else { return false };
         let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/app");
         command.arg("-C").arg(app.join("puma.rb")).arg(app.join("config.ru")).current_dir(&app);
         command.env("APP_WORKERS", self.shape.workers.to_string()).env("APP_THREADS", self.shape.threads.to_string());
@@ -173,8 +177,11 @@ impl Puma {
     }
 }
 
-/// `puma`, or else `bundle exec puma`.
-fn command() -> Option<Command> {
+/// The installed Puma, as `puma` or else `bundle exec puma`, or one of another suite; says what is missing.
+pub fn command(suite: Option<&str>) -> Option<Command> {
+    if let Some(suite) = suite {
+        return other(suite);
+    }
     if answers(Command::new("puma").arg("--version")) {
         return Some(Command::new("puma"));
     }
@@ -183,9 +190,25 @@ fn command() -> Option<Command> {
         bundle.args(["exec", "puma"]);
         return Some(bundle);
     }
+    skip("puma is not installed (neither `puma` nor `bundle exec puma` is on the PATH)");
+    None
+}
+
+/// Newer Pumas need a mirror: without one they are left out, in CI as well, and that is said.
+fn other(suite: &str) -> Option<Command> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("pumas");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pumas.sh");
+    let output = Command::new(script).arg(suite).arg(folder).output().unwrap();
+    if output.status.success() {
+        return Some(Command::new(String::from_utf8(output.stdout).unwrap().trim()));
+    }
+    eprintln!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
     None
 }
 
 fn answers(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
+
+/// Puma 5.6 of bookworm or whatever is installed, 6.6, 8.
+pub const SUITES: [Option<&str>; 3] = [None, Some("trixie"), Some("sid")];

@@ -67,6 +67,34 @@ async fn cookie_crumbs_are_joined_before_puma_sees_them() {
     assert_eq!(env["rack.url_scheme"], "https");
 }
 
+#[tokio::test]
+async fn the_clients_word_on_itself_does_not_count_in_http_2_either() {
+    let Some((_puma, palisade)) = front_tls() else { return };
+    let mut sender = handshake(&palisade).await;
+    let mut request = request("GET", "/env", Bytes::new());
+    for (name, value) in [
+        ("forwarded", "for=6.6.6.6;host=evil.example"),
+        ("x-forwarded-for", "6.6.6.6"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-proto", "http"),
+        ("x-real-ip", "6.6.6.6"),
+        ("x_forwarded_for", "6.6.6.6"),
+        ("x_real-ip", "6.6.6.6"),
+        ("x-request-start", "t=6.6"),
+        ("x-request-id", "evil"),
+        ("proxy", "http://evil.example"),
+    ] {
+        request.headers_mut().append(name, value.parse().unwrap());
+    }
+    let answer = sender.send_request(request).await.unwrap();
+    let env: serde_json::Value = serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    for lie in ["6.6.6.6", "evil", "t=6.6"] {
+        assert!(!env.to_string().contains(lie), "{lie}: {env}");
+    }
+    assert_eq!((&env["HTTP_X_FORWARDED_FOR"], &env["HTTP_X_FORWARDED_PROTO"]), (&"127.0.0.1".into(), &"https".into()));
+    assert_eq!(env["rack.url_scheme"], "https");
+}
+
 async fn handshake(palisade: &Palisade) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let tcp = tokio::net::TcpStream::connect(palisade.https()).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(tls_config(palisade.root(), &[b"h2"]));

@@ -13,6 +13,14 @@ const BROKEN: &[(&str, &[u8])] = &[
     ("a status above 599", b"HTTP/1.1 999 OK\r\nContent-Length: 0\r\n\r\n"),
     ("a foreign protocol", b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
     ("a bare LF in a field", b"HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: evil=1\r\nContent-Length: 0\r\n\r\n"),
+    ("a bare CR in a field (CVE-2020-5247)", b"HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: evil=1\r\nContent-Length: 0\r\n\r\n"),
+    (
+        "a bare CR in early hints (CVE-2020-5249)",
+        b"HTTP/1.1 103 Early Hints\r\nLink: a\rSet-Cookie: evil=1\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ),
+    ("a chunk size that is no number", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n"),
+    ("chunks in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ("a list of lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 3, 5\r\n\r\nabc"),
     ("NUL in a field", b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n"),
     ("a blank before the colon", b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n"),
     ("a folded field", b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n"),
@@ -31,6 +39,28 @@ fn answers_with_two_readings_become_a_502() {
         assert!(answer.all("set-cookie").is_empty());
         let line = palisade.refused("upstream_bad");
         assert!(line["rule"].as_str().is_some_and(|rule| rule.starts_with('P')), "{name}: {line}");
+    }
+}
+
+#[test]
+fn no_broken_answer_reaches_the_next_client_of_a_kept_connection() {
+    // Behind each broken answer lies a whole one, as if for the next client; the connection stays open.
+    for (name, bytes) in BROKEN {
+        let poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";
+        let recorder = Recorder::replying(Reply::RawOpen([bytes, &poison[..]].concat()));
+        let palisade = Setup::before(recorder.address()).with("[upstream]\nreuse = \"keepalive\"\n").without_upstream().start();
+        for _ in 0..3 {
+            let mut client = palisade.connect();
+            client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let answer = client.try_answer("GET");
+            // Where the head was already out, the answer is cut off instead.
+            if let Some(answer) = answer {
+                assert_eq!(answer.status, 502, "{name}: {answer:?}");
+                assert!(!answer.text().contains("poison"), "{name}: {answer:?}");
+            }
+        }
+        let asked = recorder.received().iter().filter(|bytes| bytes.starts_with(b"GET / ")).count();
+        assert_eq!(asked, recorder.requests().iter().filter(|r| r.starts_with(b"GET / ")).count(), "{name}: a connection was used again");
     }
 }
 

@@ -64,10 +64,7 @@ where
         match Box::pin(connection.exchange(wire)).await {
             Next::Request(kept) => wire = kept,
             Next::Linger(wire) => return wire.linger().await,
-            Next::Tunnel(wire, far) => {
-                let (sites, idle) = (connection.sites, connection.site.tunnel_idle);
-                return upgrade::tunnel(wire, far, idle, || sites.is_draining()).await;
-            }
+            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.sites, &connection.site).await,
             Next::Nothing => return,
         }
     }
@@ -231,11 +228,12 @@ where
     async fn refuse(&mut self, mut wire: Wire, started: Instant, refusal: Refusal) -> Next {
         let (method, target) = request::glimpse(&wire.input);
         self.site.refused(&self.client, started, method, target, refusal);
+        let to_head = method == b"HEAD";
         if refusal == Refusal::ClientAbort || wire.beat.is_evicted() {
             return Next::Nothing;
         }
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
-        match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal)), data: Bytes::new() }).await {
+        match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal), to_head), data: Bytes::new() }).await {
             Ok(()) => Next::Linger(wire),
             Err(_) => Next::Nothing,
         }

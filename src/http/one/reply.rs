@@ -63,14 +63,16 @@ pub fn is_to_nobody<B>(response: &Response<B>) -> bool {
 }
 
 /// A short answer of our own in one piece.
-pub fn whole(response: &Response<Bytes>) -> Bytes {
+pub fn whole(response: &Response<Bytes>, to_head: bool) -> Bytes {
     let mut out = Vec::with_capacity(512);
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = response.status();
     parts.headers = response.headers().clone();
-    let frame = Frame::Length(response.body().len() as u64);
+    let frame = if to_head { Frame::Nothing } else { Frame::Length(response.body().len() as u64) };
     write_head(&mut out, &parts, frame, Persistence::Close, SystemTime::now());
-    out.extend_from_slice(response.body());
+    if !to_head {
+        out.extend_from_slice(response.body());
+    }
     out.into()
 }
 

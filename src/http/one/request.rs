@@ -83,11 +83,12 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
     parts.headers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
     // Room for what the layers add, so that the map never grows.
-    parts.headers.reserve(head.fields.len().saturating_add(ADDED));
+    // A field map has a limit of its own, which `limits.header_count` may exceed; above it everything but `try_` panics.
+    parts.headers.try_reserve(head.fields.len().saturating_add(ADDED)).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     for field in &head.fields {
         let name = HeaderName::from_bytes(field.name.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G9))?;
         let value = HeaderValue::from_maybe_shared(slice(field.value)).map_err(|_| Refusal::BadFraming(Rule::G2))?;
-        parts.headers.append(name, value);
+        parts.headers.try_append(name, value).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     }
     let is_head = method == Method::HEAD;
     parts.method = method;

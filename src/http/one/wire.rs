@@ -248,7 +248,7 @@ const MOST_ROOM: usize = 256 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;
 /// Milliseconds for it.
-const LINGER_TIME: u64 = 5000;
+const LINGER_TIME: u64 = 900;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());

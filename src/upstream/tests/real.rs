@@ -258,6 +258,7 @@ async fn capacity_and_version_come_from_the_control_server() {
     let control = format!("unix://{}/control.sock", folder.path().display());
     let token = folder.path().join("token");
     std::fs::write(&token, "s3cret\n").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let puma = RealPuma::start(&["-t", "3:3", "-w", "2", "--control-url", &control, "--control-token", "s3cret"]);
     let way = Way::new(Config { control_url: Some(control.parse().unwrap()), control_token_file: Some(token), ..config(puma.address()) });
     let end = Instant::now() + Duration::from_secs(20);

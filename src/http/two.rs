@@ -157,11 +157,13 @@ impl Drop for Open {
 
 pin_project! {
     /// An answer's body, which tells its connection whether the client or Puma has the turn.
+    ///
+    /// It gives out small pieces: h2 keeps a whole piece for a client that has room for one byte, and after the last piece
+    /// nobody watches how fast the client takes it.
     pub struct Watched<B: Body> {
         #[pin]
         body: Option<B>,
-        /// The rest of the last piece. h2 keeps a whole piece for a client that has room for one byte, and the last one leaves
-        /// the stream without anybody to hurry the client: so pieces are small.
+        // The rest of the last piece.
         rest: Bytes,
         open: Open,
         is_waiting: bool,

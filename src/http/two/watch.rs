@@ -76,10 +76,12 @@ impl<S> Watch<S> {
                 return Verdict::Leave;
             }
         }
+        let patience = timeouts.write_stall.as_millis();
         let slow = self.slow(now);
-        // What is under way is answered, but one that has nothing under way any more does not stay for ever.
+        // What is under way is answered, and its end may still be on its way; but nobody stays for ever.
         let gone = match (self.leaving, self.idle) {
-            (Some(leaving), Some(idle)) => Some(leaving.max(idle).saturating_add(timeouts.write_stall.as_millis())),
+            (Some(leaving), Some(idle)) if idle > leaving => Some(idle.saturating_add(patience)),
+            (Some(leaving), Some(_)) => Some(leaving.saturating_add(patience.min(LEAVE))),
             (None, _) | (_, None) => None,
         };
         let end = [slow, gone].into_iter().flatten().min();
@@ -115,3 +117,6 @@ impl<S> Watch<S> {
         Some(*end)
     }
 }
+
+/// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
+const LEAVE: u64 = 5000;

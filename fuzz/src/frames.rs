@@ -7,7 +7,7 @@ pub fn check(data: &[u8]) {
         .into_iter()
         .map(|reads| {
             let mut meter = Meter::new();
-            reads.into_iter().try_for_each(|read| meter.see(read, 0, 0))
+            reads.into_iter().try_for_each(|read| meter.see(read, 0, 0, 0))
         })
         .collect();
     assert!(verdicts.windows(2).all(|pair| pair[0] == pair[1]), "{verdicts:?}");

@@ -172,6 +172,9 @@ fn limits(found: &mut Found<'_>) {
     if config.timeouts.requests == 0 {
         found.add("timeouts.requests", "expected a whole number, 1 or more", "");
     }
+    if limits.header_count > MOST_FIELDS {
+        found.add("limits.header_count", "expected 1000 or less", "no client sends so many; the default is 100");
+    }
     if limits.header_count == 0 {
         found.add("limits.header_count", "expected a whole number, 1 or more: every request has a Host", "");
     }
@@ -241,3 +244,6 @@ fn is_host(name: &str) -> bool {
     };
     name.len() <= 253 && name.split('.').all(is_label) || name.parse::<std::net::IpAddr>().is_ok()
 }
+
+/// Some work on fields with one name grows with the square of their number.
+const MOST_FIELDS: u16 = 1000;

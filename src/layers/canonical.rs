@@ -1,6 +1,6 @@
 //! The last word on framing: writes the head that Puma gets, byte by byte.
 //!
-//! Threat: smuggling. Puma 5 to 8 read transfer codings, repeated lengths and odd names in different ways (framing.md §3, rule
+//! Threat: smuggling. Puma 5 to 8 read transfer codings, repeated lengths and odd names in different ways (rule
 //! T11), so none of them is ever sent: whatever came in, over whatever version, leaves in this grammar, and a head that would not
 //! fit it is never written. Stands last before `upstream`, which takes nothing else.
 //!

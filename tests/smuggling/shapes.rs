@@ -89,8 +89,10 @@ fn no_published_shape_reaches_puma_as_it_is() {
     let recorder = Recorder::start();
     let palisade = Setup::before(recorder.address()).start();
     let shapes = shapes();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut answered) = (Vec::new(), 0);
     for shape in &shapes {
+        // Lines are written a moment after the answer: the last shape's must be there before this one's can be told from it.
+        crate::harness::eventually("every answer is logged", || (palisade.log().len() >= answered).then_some(()));
         let (before, lines) = (arrived(&recorder).len(), palisade.log().len());
         let mut client = palisade.connect();
         // The proxy may answer and close before it has read everything.
@@ -104,6 +106,7 @@ fn no_published_shape_reaches_puma_as_it_is() {
             wrong.push(format!("{}: no answer", shape.id));
             continue;
         };
+        answered = lines + 1;
         let requests = arrived(&recorder);
         match &shape.fate {
             Fate::Refused { status, rule, label } => {

@@ -157,9 +157,14 @@ impl Drop for Open {
 
 pin_project! {
     /// An answer's body, which tells its connection whether the client or Puma has the turn.
+    ///
+    /// It gives out small pieces: h2 keeps a whole piece for a client that has room for one byte, and after the last piece
+    /// nobody watches how fast the client takes it.
     pub struct Watched<B: Body> {
         #[pin]
         body: Option<B>,
+        // The rest of the last piece.
+        rest: Bytes,
         open: Open,
         is_waiting: bool,
     }
@@ -185,15 +190,15 @@ impl<B: Body> Watched<B> {
         if is_waiting {
             open.0.waiting.fetch_add(1, Relaxed);
         }
-        Watched { body: Some(body), open, is_waiting }
+        Watched { body: Some(body), rest: Bytes::new(), open, is_waiting }
     }
 
     fn nothing(open: Open) -> Self {
-        Watched { body: None, open, is_waiting: false }
+        Watched { body: None, rest: Bytes::new(), open, is_waiting: false }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.rest.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 }
 
@@ -207,14 +212,19 @@ impl<B: Body<Data = Bytes, Error = Refusal>> Body for Watched<B> {
         if std::mem::take(this.is_waiting) {
             load.waiting.fetch_sub(1, Relaxed);
         }
-        let Some(body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
-        let frame = ready!(body.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            load.moved.fetch_add(frame.data_ref().map_or(0, Bytes::len) as u64, Relaxed);
-            load.waiting.fetch_add(1, Relaxed);
-            *this.is_waiting = true;
+        if this.rest.is_empty() {
+            let Some(body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
+            match ready!(body.poll_frame(cx)) {
+                Some(Ok(frame)) => *this.rest = frame.into_data().unwrap_or_default(),
+                Some(Err(refusal)) => return Poll::Ready(Some(Err(refusal))),
+                None => return Poll::Ready(None),
+            }
         }
-        Poll::Ready(frame)
+        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        load.moved.fetch_add(piece.len() as u64, Relaxed);
+        load.waiting.fetch_add(1, Relaxed);
+        *this.is_waiting = true;
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -222,7 +232,11 @@ impl<B: Body<Data = Bytes, Error = Refusal>> Body for Watched<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.rest.len() as u64;
+        match self.body.as_ref().map_or(Some(0), |body| body.size_hint().exact()) {
+            Some(length) => SizeHint::with_exact(length.saturating_add(rest)),
+            None => SizeHint::default(),
+        }
     }
 }
 
@@ -317,6 +331,8 @@ const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const FRAME: u32 = 16 * 1024;
+/// Bytes of an answer that are handed to a stream at once.
+const PIECE: usize = 16 * 1024;
 /// Bytes of an answer that wait for a stream's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that were reset before they were looked at (rapid reset).

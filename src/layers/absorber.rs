@@ -188,8 +188,12 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         if self.backlog.is_none() {
             self.backlog = Some(self.new_backlog());
         }
-        let (queue, first) = (&mut self.queue, Some(unsent.clone()).filter(|bytes| !bytes.is_empty()));
-        let begun = self.backlog.as_mut().is_some_and(|backlog| backlog.put_first(&mut first.into_iter().chain(queue.drain(..)), total));
+        let queue = &mut self.queue;
+        let pieces = || {
+            let first = Some(unsent.clone()).filter(|bytes| !bytes.is_empty());
+            first.into_iter().chain(queue.drain(..)).collect()
+        };
+        let begun = self.backlog.as_mut().is_some_and(|backlog| backlog.put_first(total, pieces));
         if begun {
             self.queued = 0;
             self.taken_back(n);
@@ -391,6 +395,21 @@ mod tests {
         other.clear();
         stand_still(&mut absorber, &mut unsent, 100).await;
         assert!(absorber.inner.as_ref().is_none_or(|inner| inner.0.len() < waiting));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_finds_no_room_on_disk_stays_in_memory() {
+        let (sent, all) = pieces(&[50_000; 3]);
+        let (_dir, _store, mut absorber) = absorber(10_000, sent);
+        let mut unsent = next(&mut absorber).await.unwrap();
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        tokio::time::advance(PATIENCE * 2).await;
+        stand_still(&mut absorber, &mut unsent, 20).await;
+        let mut got = unsent.to_vec();
+        while let Some(piece) = next(&mut absorber).await {
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == all, "{} of {}", got.len(), all.len());
     }
 
     #[tokio::test]

@@ -99,15 +99,15 @@ impl Backlog {
         begun
     }
 
-    /// Starts to put pieces in front of everything else; they are taken only where there is room for all of them. False
-    /// where there is none.
-    pub fn put_first(&mut self, pieces: &mut dyn Iterator<Item = Bytes>, total: usize) -> bool {
+    /// Starts to put pieces of `total` bytes in front of everything else. False, and the pieces are not asked for, where there
+    /// is no room for them.
+    pub fn put_first(&mut self, total: usize, pieces: impl FnOnce() -> Vec<Bytes>) -> bool {
         let Some(at) = self.read.checked_sub(total as u64) else { return false };
         if total == 0 || !self.may_write(total) {
             return false;
         }
         self.taken = 0;
-        self.write(pieces.collect(), at);
+        self.write(pieces(), at);
         true
     }
 
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_client_did_not_take_comes_first_again() {
         let (_dir, mut backlog) = backlog(1 << 30);
-        assert!(backlog.put_first(&mut [&b"one "[..], b"two "].map(Bytes::from_static).into_iter(), 8));
+        assert!(backlog.put_first(8, || [&b"one "[..], b"two "].map(Bytes::from_static).to_vec()));
         settled(&mut backlog).await;
         backlog.add(&Bytes::from_static(b"three "));
         backlog.put_away();
@@ -266,7 +266,7 @@ mod tests {
         let taken = std::future::poll_fn(|cx| backlog.poll_take(cx, 6)).await.unwrap().unwrap();
         assert_eq!(taken, "one tw");
         assert!(backlog.untake(3));
-        assert!(backlog.put_first(&mut [Bytes::from_static(b"zero ")].into_iter(), 5));
+        assert!(backlog.put_first(5, || vec![Bytes::from_static(b"zero ")]));
         settled(&mut backlog).await;
         assert_eq!(drain(&mut backlog).await, b"zero  two three ".to_vec());
         assert!(!backlog.untake(1), "the file is gone");
@@ -288,6 +288,6 @@ mod tests {
     #[tokio::test]
     async fn a_spent_budget_takes_nothing_back() {
         let (_dir, mut backlog) = backlog(10);
-        assert!(!backlog.put_first(&mut [Bytes::from_static(b"eleven bytes")].into_iter(), 12));
+        assert!(!backlog.put_first(12, || panic!("nothing may be taken")));
     }
 }

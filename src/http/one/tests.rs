@@ -316,6 +316,11 @@ async fn a_slow_head_is_refused_and_silence_is_not_answered() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(drip.read_all_text().await.starts_with("HTTP/1.1 408"), "a byte does not restart the time");
+    let start = std::time::Instant::now();
+    while drip.client.write_all(b"x").await.is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(2), "it goes on dripping into the lingering close");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

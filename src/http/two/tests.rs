@@ -303,6 +303,28 @@ async fn an_honest_client_is_served_in_parallel() {
 }
 
 #[tokio::test]
+async fn an_answer_that_begins_long_after_the_drain_arrives_whole() {
+    let mut bench = Bench::two(quick(), |_| async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let (sender, script) = Script::open(Some(500_000));
+        sender.send(Ok(Bytes::from(vec![7; 500_000]))).unwrap();
+        Response::new(script)
+    });
+    let (_, spare) = UnixStream::pair().unwrap();
+    let mut sender = client(std::mem::replace(&mut bench.client, spare)).await;
+    let request = Request::get("http://a/").body(Full::default()).unwrap();
+    let answer = tokio::spawn(sender.send_request(request));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    bench.sites.drain();
+    bench.sweep.wake_all();
+    let response = answer.await.unwrap().unwrap();
+    // A client that is busy for a moment.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), 500_000);
+    bench.ended().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_breaks_off_resets_its_stream() {
     let mut bench = Bench::two(Timeouts::default(), |_| async {
         let (sender, script) = Script::open(None);

@@ -76,9 +76,14 @@ impl<S> Watch<S> {
                 return Verdict::Leave;
             }
         }
+        let patience = timeouts.write_stall.as_millis();
         let slow = self.slow(now);
-        // Its last words may go unheard: one that should leave and has nothing under way does not stay.
-        let gone = self.leaving.filter(|_| is_idle).map(|since| since.saturating_add(LEAVE));
+        // What is under way is answered, and its end may still be on its way; but nobody stays for ever.
+        let gone = match (self.leaving, self.idle) {
+            (Some(leaving), Some(idle)) if idle > leaving => Some(idle.saturating_add(patience)),
+            (Some(leaving), Some(_)) => Some(leaving.saturating_add(patience.min(LEAVE))),
+            (None, _) | (_, None) => None,
+        };
         let end = [slow, gone].into_iter().flatten().min();
         if end.is_some_and(|end| now >= end) {
             return Verdict::End;
@@ -113,5 +118,5 @@ impl<S> Watch<S> {
     }
 }
 
-/// Milliseconds for which a connection that was told to leave, and has nothing under way, is still there.
+/// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
 const LEAVE: u64 = 5000;

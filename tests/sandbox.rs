@@ -43,9 +43,11 @@ fn every_thread_is_confined_and_it_says_so() {
     for part in ["dumps", "capabilities", "privileges", "files", "ports", "scope", "calls"] {
         assert!((palisade.metric("palisade_sandbox", &[("part", part)]) - 1.0).abs() < f64::EPSILON, "{part}");
     }
-    let said = palisade.process().output();
-    let line = said.lines().find(|line| line.contains("\"event\":\"sandbox\"")).unwrap_or_else(|| panic!("no event in {said}"));
-    let event: serde_json::Value = serde_json::from_str(line).unwrap();
+    // Events are written by a thread of their own, a moment later.
+    let line = eventually("the event is written", || {
+        palisade.process().output().lines().find(|line| line.contains("\"event\":\"sandbox\"")).map(str::to_owned)
+    });
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((event["reached"].as_str(), event["level"].as_str()), (Some("full"), Some("info")));
     assert!(palisade.metric("process_open_fds", &[]) > 0.0, "the figures of the process are still there");
 }

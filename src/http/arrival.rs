@@ -80,7 +80,12 @@ impl Notes {
 
     /// Notes that a moment is now.
     pub fn mark(&self, moment: Moment) {
-        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.mark_at(moment, Instant::now());
+    }
+
+    /// Notes when a moment was, for whoever has just looked at the clock.
+    pub fn mark_at(&self, moment: Moment, at: Instant) {
+        let micros = u64::try_from(at.saturating_duration_since(self.started).as_micros()).unwrap_or(u64::MAX);
         self.cell(moment).store(micros.max(1), Relaxed);
     }
 

@@ -86,7 +86,7 @@ impl Wire {
             poll_copy(cx, &mut self.stream, into, most)
         } else {
             if into.capacity() == into.len() {
-                into.reserve(into.len().min(MOST_ROOM).min(most));
+                into.reserve(into.len().saturating_mul(3).min(MOST_ROOM).min(most));
             }
             let mut limited = into.limit(most);
             pin!(self.stream.read_buf(&mut limited)).poll(cx)
@@ -243,8 +243,9 @@ fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, mos
 }
 
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// The largest step by which the room of a body grows.
-const MOST_ROOM: usize = 256 * 1024;
+/// The largest step by which the room of a body grows. Each step costs a copy of what is there, so few steps make it: the
+/// room is at most four times of what has come.
+const MOST_ROOM: usize = 768 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;
 /// Milliseconds for it.

@@ -41,6 +41,7 @@ pub struct Notes {
     worker: AtomicU32,
     observed: AtomicU64,
     client: OnceLock<IpAddr>,
+    direct: AtomicBool,
     hinted: AtomicBool,
     hints: Mutex<Vec<HeaderMap>>,
 }
@@ -73,6 +74,7 @@ impl Notes {
             worker: AtomicU32::new(u32::MAX),
             observed: AtomicU64::new(0),
             client: OnceLock::new(),
+            direct: AtomicBool::new(false),
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
@@ -105,6 +107,16 @@ impl Notes {
     /// The address that a trusted peer speaks for; `None` where the connection's own address is the client's.
     pub fn client(&self) -> Option<IpAddr> {
         self.client.get().copied()
+    }
+
+    /// Notes that nobody speaks for the client: what the application learns of it is [`Client::family`].
+    pub fn is_direct(&self) {
+        self.direct.store(true, Relaxed);
+    }
+
+    /// The field lines about a client for whom nobody speaks; `None` where the fields of the request tell of it.
+    pub fn family<'a>(&self, client: &'a Client) -> Option<&'a Bytes> {
+        client.family.get().filter(|_| self.direct.load(Relaxed))
     }
 
     /// Notes the request id (`request_id` does, once); the first one stays.

@@ -165,13 +165,21 @@ fn write(config: Config, request: Request<Complete>) -> Result<Request<Canonical
     let length = length(&parts.method, &body);
     let upgrade = length.is_none() && parts.extensions.get::<Upgrade>().is_some();
 
-    let mut head = Vec::with_capacity(capacity(&parts.method, target, &parts.headers, &body));
+    let family = arrival.notes.family(&arrival.client);
+    let ours = family.map_or(0, |family| family.len().saturating_add(host.len()).saturating_add(FORWARDED_HOST.len()));
+    let mut head = Vec::with_capacity(capacity(&parts.method, target, &parts.headers, &body).saturating_add(ours));
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
     head.extend_from_slice(target);
     head.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     head.extend_from_slice(host);
     head.extend_from_slice(CRLF);
+    if let Some(family) = family {
+        head.extend_from_slice(FORWARDED_HOST);
+        head.extend_from_slice(host);
+        head.extend_from_slice(CRLF);
+        head.extend_from_slice(family);
+    }
     for (name, value) in &parts.headers {
         let name = name.as_str();
         if is_ours(name) || !is_name(name) {
@@ -265,9 +273,8 @@ fn capacity(method: &Method, target: &[u8], headers: &HeaderMap, body: &Complete
     }
 }
 
-/// The bytes of a name as this grammar has it.
-#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const CRLF: &[u8] = b"\r\n";
+const FORWARDED_HOST: &[u8] = b"x-forwarded-host: ";
 /// Methods of RFC 9110 and RFC 5789 that pass `normalize`; from 6.3 on Puma answers 501 to what it does not know.
 const USUAL: [&str; 7] = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"];
 /// Bodies up to here are worth a copy, as they save a system call (16 KiB).

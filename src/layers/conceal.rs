@@ -173,7 +173,8 @@ impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
         // One look at the few fields that an answer has, instead of a look-up for each that it might have.
         let mut telling: SmallVec<[&HeaderName; 4]> = SmallVec::new();
-        let mut missing: SmallVec<[&(HeaderName, HeaderValue); 4]> = self.add.iter().filter(|(name, _)| https || *name != STRICT_TRANSPORT_SECURITY).collect();
+        let mut missing: SmallVec<[&(HeaderName, HeaderValue); 4]> =
+            self.add.iter().filter(|(name, _)| https || *name != STRICT_TRANSPORT_SECURITY).collect();
         for name in headers.keys() {
             telling.extend(self.telltale.iter().filter(|telltale| *telltale == name));
             missing.retain(|(wanted, _)| wanted != name);

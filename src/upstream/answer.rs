@@ -243,7 +243,10 @@ pub(super) fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut By
     SCRATCH.with_borrow_mut(|scratch| {
         let mut read = ReadBuf::new(scratch);
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-        into.extend_from_slice(read.filled());
+        match into.is_empty() {
+            true => *into = BytesMut::from(read.filled()),
+            false => into.extend_from_slice(read.filled()),
+        }
         Poll::Ready(Ok(read.filled().len()))
     })
 }

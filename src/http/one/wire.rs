@@ -43,6 +43,11 @@ impl Wire {
         Wire { stream, input: BytesMut::new(), beat, ended: false }
     }
 
+    /// Takes the first bytes of what has arrived, in the memory in which they are.
+    pub fn take(&mut self, length: usize) -> Bytes {
+        if length >= self.input.len() { std::mem::take(&mut self.input).freeze() } else { self.input.split_to(length).freeze() }
+    }
+
     /// The client has closed its side.
     pub fn has_ended(&self) -> bool {
         self.ended
@@ -237,7 +242,11 @@ fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, mos
     SCRATCH.with_borrow_mut(|scratch| {
         let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-        into.extend_from_slice(read.filled());
+        // What comes first gets room for itself and nothing else.
+        match into.is_empty() {
+            true => *into = BytesMut::from(read.filled()),
+            false => into.extend_from_slice(read.filled()),
+        }
         Poll::Ready(Ok(read.filled().len()))
     })
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{accept::client::Client, guard::rule::Rule};
 
@@ -42,6 +42,7 @@ pub struct Notes {
     observed: AtomicU64,
     client: OnceLock<IpAddr>,
     direct: AtomicBool,
+    limit: OnceLock<Box<[(HeaderName, HeaderValue); 2]>>,
     hinted: AtomicBool,
     hints: Mutex<Vec<HeaderMap>>,
 }
@@ -75,6 +76,7 @@ impl Notes {
             observed: AtomicU64::new(0),
             client: OnceLock::new(),
             direct: AtomicBool::new(false),
+            limit: OnceLock::new(),
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
@@ -127,6 +129,16 @@ impl Notes {
     /// The request id, once it is known; stages further out read it after the answer or the refusal came back.
     pub fn id(&self) -> Option<&HeaderValue> {
         self.id.get()
+    }
+
+    /// Notes the fields about the rate limit that is exceeded, for the refusal's answer.
+    pub fn limited(&self, fields: [(HeaderName, HeaderValue); 2]) {
+        self.limit.get_or_init(|| Box::new(fields));
+    }
+
+    /// Fields that the answer to a refusal carries.
+    pub fn limit(&self) -> &[(HeaderName, HeaderValue)] {
+        self.limit.get().map_or(&[], |fields| fields.as_slice())
     }
 
     /// Notes the length of the request body.

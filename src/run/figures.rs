@@ -89,6 +89,8 @@ fn connections(sheet: &mut Sheet, gate: &Gate) {
         let labels = [("reason", reason.label())];
         sheet.counter("palisade_connections_rejected_total", "Client connections closed at once.", &labels, counters.rejected(reason));
     }
+    let help = "What Palisade gives up for want of resources: 0 nothing, 1 newcomers, 2 keep-alive too, 3 low priority too.";
+    sheet.gauge("palisade_overload_step", help, &[], f64::from(gate.overload.relief() as u8));
     sheet.counter("palisade_accept_errors_total", "Failures to accept, such as no descriptors.", &[], counters.accept_errors());
     sheet.counter("palisade_tls_handshakes_total", "TLS handshakes that succeeded.", &[], counters.handshakes());
     for cause in Failure::ALL {

@@ -23,6 +23,7 @@ mod explain;
 mod exposure;
 mod harness;
 mod layout;
+mod load;
 mod properties;
 mod puma;
 mod rails;

@@ -8,12 +8,14 @@ times that rate, for a minute, each on a connection of its own, from many addres
     benches/overload.py PALISADE [--puma COMMAND] [--seconds 60] [--times 10] [--deadline 1] [--also nginx] [--also haproxy]
 
 Prints and judges: goodput (answers 200 within the deadline and a second) against the capacity, at least 95 %; p99 of what
-was admitted, at most the deadline and the p99 of an idle Puma; p99 of refusals in a lab that asks for 10 % of them, at
-most 5 ms. `--also` puts another proxy that is installed in Palisade's place, with its own usual settings.
+was answered 200, at most the deadline and the p99 of a Puma with as many clients as threads; p99 of the refusals, at most
+5 ms, the delays of this generator included. `--also` puts another proxy that is installed in Palisade's place, with its
+usual settings, for comparison. Run it alone on the machine.
 Loopback only; ends what it starts.
 """
 
 import argparse
+import getpass
 import multiprocessing
 import os
 import pathlib
@@ -23,10 +25,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 WORKERS, THREADS, SERVICE = 2, 2, 20
-GENERATORS = 1
 HERE = pathlib.Path(__file__).resolve().parent
 REQUEST = b"GET /work HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -69,7 +71,7 @@ listen = "off"
 """
 
 NGINX = """
-worker_processes 2; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
+user {user}; worker_processes 2; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
 events {{ worker_connections 8192; }}
 http {{
   access_log off;
@@ -108,9 +110,7 @@ def ask(port, source):
 
 def closed(port, seconds):
     """Requests a second and their p99 in seconds, with as many clients as threads and nobody waiting."""
-    import threading
-
-    times = []
+    times, wrong = [], []
     end = time.monotonic() + seconds
 
     def client(number):
@@ -122,7 +122,8 @@ def closed(port, seconds):
                 while piece := sock.recv(65536):
                     answer += piece
             if not answer.startswith(b"HTTP/1.1 200 "):
-                raise SystemExit(f"not the answer that was asked for: {answer[:60]!r}")
+                wrong.append(answer[:60])
+                return
             times.append(time.perf_counter() - begin)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(WORKERS * THREADS)]
@@ -130,6 +131,8 @@ def closed(port, seconds):
         thread.start()
     for thread in threads:
         thread.join()
+    if wrong:
+        sys.exit(f"not the answer that was asked for: {wrong[0]!r}")
     return len(times) / seconds, p99(times)
 
 
@@ -138,7 +141,7 @@ def p99(times):
 
 
 def open_loop(port, rate, seconds, patience, results):
-    """Sends `rate` requests a second whatever becomes of them; (status, seconds, behind schedule) of each."""
+    """Sends `rate` requests a second whatever becomes of them; the status (0: none) and the seconds of each."""
     chosen = selectors.DefaultSelector()
     done, pending = [], {}
     begin = time.perf_counter()
@@ -147,7 +150,7 @@ def open_loop(port, rate, seconds, patience, results):
         now = time.perf_counter()
         while sent < total and begin + sent / rate <= now:
             sock = ask(port, sent)
-            pending[sock] = [now, b"", False]
+            pending[sock] = [now, b"", False]  # since when, what has come, whether it was asked
             chosen.register(sock, selectors.EVENT_WRITE)
             sent += 1
             now = time.perf_counter()
@@ -211,7 +214,7 @@ def stop(process):
 
 def front(name, arguments, folder, port):
     sockets = [f"{folder}/w{index}.sock" for index in range(WORKERS)]
-    values = {"dir": folder, "port": port, "deadline": arguments.deadline}
+    values = {"dir": folder, "port": port, "deadline": arguments.deadline, "user": getpass.getuser()}
     if name == "palisade":
         (folder / "proxy.toml").write_text(PALISADE.format(**values))
         return [arguments.palisade, "run", "--config", str(folder / "proxy.toml")]
@@ -264,7 +267,7 @@ def bench(name, arguments):
         print(f"{name:9} capacity {capacity:5.0f}/s, idle p99 {service * 1000:.0f} ms; {rate:.0f}/s for {arguments.seconds} s: goodput {goodput:5.0f}/s "
               f"({goodput / capacity:.1%}), admitted p99 {p99(good) * 1000:.0f} ms (at most {limit * 1000:.0f}); refused {len(refused)}: "
               f"p50 {at(0.5):.1f}, p90 {at(0.9):.1f}, p99 {at(0.99):.1f} ms; neither {other}", flush=True)
-        return goodput / capacity, p99(good), limit, at(0.5)
+        return goodput / capacity, p99(good), limit, at(0.99)
     finally:
         for process in reversed(started):
             stop(process)

@@ -24,6 +24,7 @@ mod exposure;
 mod harness;
 mod layout;
 mod overload;
+mod load;
 mod properties;
 mod puma;
 mod rails;

@@ -231,7 +231,7 @@ impl<S> InFlight<S> {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::None | Content::File(_) => 0,
         };
-        let client = ClientKey::of(arrival.client.ip);
+        let client = ClientKey::of(arrival.notes.client().unwrap_or(arrival.client.ip));
         Some(Ask { client, lane: lane(request), class: self.classes.of(request.uri().path()), memory })
     }
 }

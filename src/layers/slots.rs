@@ -144,7 +144,7 @@ impl Slot {
 
     /// Exchanges the thread for one of another worker that is free now.
     pub fn move_away(&mut self) -> bool {
-        let moved = self.shared.lock().move_away(self.worker);
+        let moved = self.shared.lock().move_away(self.worker, Instant::now());
         self.worker = moved.unwrap_or(self.worker);
         moved.is_some()
     }

@@ -98,7 +98,7 @@ impl<T> Admission<T> {
         if !self.share_left(ask, now) || !self.stream_left(ask) || !self.reserve_left(ask) {
             return None;
         }
-        let worker = self.workers.least_busy(None)?;
+        let worker = self.workers.least_busy(None, now)?;
         self.occupy(worker, ask);
         Some(worker)
     }
@@ -113,8 +113,8 @@ impl<T> Admission<T> {
     }
 
     /// Another worker's thread in exchange for the one that is held.
-    pub fn move_away(&mut self, from: u32) -> Option<u32> {
-        let to = self.workers.least_busy(Some(from))?;
+    pub fn move_away(&mut self, from: u32, now: Instant) -> Option<u32> {
+        let to = self.workers.least_busy(Some(from), now)?;
         self.workers.release(from, false);
         self.workers.occupy(to);
         Some(to)
@@ -210,7 +210,7 @@ impl<T> Admission<T> {
                     self.park(order, index, &ask, now);
                     continue;
                 }
-                let worker = self.workers.least_busy(None)?;
+                let worker = self.workers.least_busy(None, now)?;
                 let waiting = self.unfile(index, now)?;
                 self.occupy(worker, &ask);
                 return Some((waiting.ticket, ask, worker));

@@ -89,7 +89,7 @@ fn kamal(app: &mut Application<'_>) {
             if value.is_empty() || value.starts_with('$') {
                 continue;
             }
-            let detail = format!("{} has a {how} value, fingerprint {}", name.trim(), secret::fingerprint(value));
+            let detail = format!("{} has a {how} value, fingerprint {}", secret::shown(name), secret::fingerprint(value));
             app.find(Id::S10, &path, Some(number), detail);
         }
     }

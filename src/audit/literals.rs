@@ -229,9 +229,16 @@ fn variable_secret(variable: &Variable) -> Option<String> {
 
 /// `name = "value"` lines of a TOML file.
 fn toml_secrets(text: &str) -> Vec<(u32, String)> {
+    let mut within = false;
     text.lines()
         .zip(1_u32..)
-        .filter(|(line, _)| !line.trim_start().starts_with('#'))
+        .filter(|(line, _)| {
+            // The lines of a text in three quotes have no names.
+            let was_within = within;
+            let quotes = line.matches("\"\"\"").count().max(line.matches("\'\'\'").count());
+            within ^= quotes % 2 == 1;
+            !was_within && !line.trim_start().starts_with('#')
+        })
         .filter_map(|(line, number)| {
             let (name, value) = line.split_once('=')?;
             let value = value.trim().trim_matches(['"', '\'']).to_owned();
@@ -299,7 +306,7 @@ fn placeholders(app: &mut Application<'_>) {
     }
 }
 
-pub(super) fn is_sample(value: &str) -> bool {
+fn is_sample(value: &str) -> bool {
     let value = value.to_ascii_lowercase();
     let first = value.chars().next();
     let one_character = value.len() > 1 && value.chars().all(|c| Some(c) == first);

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use super::application::Application;
 use super::checks::Id;
-use super::literals;
 use super::runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening};
 use crate::puma::Bind;
 use crate::puma::puma_rb::ControlUrl;
@@ -123,7 +122,7 @@ fn control_address(door: &Door, open: &[(SocketAddr, u64)]) -> Option<ControlAdd
     }
 }
 
-/// Puma answers a request without a method with 400; in development with its own backtrace.
+/// Puma answers a request without a method with 400, from 6.0 on with its own backtrace in development.
 fn is_debugging(door: &Door) -> bool {
     door.ask("\u{1} / HTTP/1.1\r\n\r\n").is_ok_and(|answer| {
         let text = String::from_utf8_lossy(&answer);
@@ -194,27 +193,11 @@ fn processes(doors: &[Door]) -> BTreeSet<PathBuf> {
     fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()).filter(numbered).filter(listens).collect()
 }
 
-/// E12, E17 and S16 of a process that serves: as whom it runs, and what its environment says.
+/// E17 of a process that serves. Its environment cannot be read: Ruby writes Puma's title over it.
 fn who(app: &mut Application<'_>, process: &Path) {
     let name = process.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if fs::metadata(process).is_ok_and(|metadata| metadata.uid() == 0) {
         app.find(Id::E17, app.puma_path(), None, format!("the running Puma (process {name}) is root's"));
-    }
-    let Ok(environment) = fs::read(process.join("environ")) else { return };
-    for variable in environment.split(|byte| *byte == 0) {
-        let Some((key, value)) = std::str::from_utf8(variable).ok().and_then(|text| text.split_once('=')) else { continue };
-        match key {
-            "RAILS_ENV" | "RACK_ENV" | "APP_ENV" if matches!(value, "development" | "test") => {
-                app.find(Id::E12, app.puma_path(), None, format!("the running Puma (process {name}) has {key}={value}"));
-            }
-            "SECRET_KEY_BASE" if literals::is_sample(value) => {
-                app.find(Id::S16, app.puma_path(), None, format!("the running Puma (process {name}) has a placeholder as SECRET_KEY_BASE"));
-            }
-            "SECRET_KEY_BASE_DUMMY" if !matches!(value, "" | "0" | "false") => {
-                app.find(Id::S16, app.puma_path(), None, format!("the running Puma (process {name}) has SECRET_KEY_BASE_DUMMY"));
-            }
-            _ => {}
-        }
     }
 }
 

@@ -60,8 +60,14 @@ pub fn kind(under: &str, value: &str) -> Option<&'static str> {
 pub fn shown(name: &str) -> &str {
     let name = name.trim();
     let is_word = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '?' | '='));
-    let is_short = name.split(['_', '-', '.']).all(|word| word.len() <= LONGEST_WORD);
-    if is_word && is_short && known_form(name).is_none() { name } else { "a value" }
+    let is_spoken = name.split(['_', '-', '.']).all(|word| word.len() <= LONGEST_WORD && !is_mixed(word));
+    if is_word && is_spoken && known_form(name).is_none() { name } else { "a value" }
+}
+
+/// Digits, capitals and small letters in one word: base64, or a password.
+fn is_mixed(word: &str) -> bool {
+    let has = |of: fn(&char) -> bool| word.chars().any(|c| of(&c));
+    has(char::is_ascii_digit) && has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase)
 }
 
 /// Values that are secrets whatever their name.
@@ -192,7 +198,7 @@ mod tests {
         for name in ["DATABASE_PASSWORD", "x-api-key", "production.primary.password", "secret_key_base="] {
             assert_eq!(shown(name), name);
         }
-        for value in ["bm90IGEga2V5bm90IGEga2V5", "hunter2 is", "AKIAIOSFODNN7EXAMPLE", "MIIE/abc+", "", "postgres://a:b@c"] {
+        for value in ["bm90IGEga2V5bm90IGEga2V5", "hunter2 is", "AKIAIOSFODNN7EXAMPLE", "MIIE/abc+", "kR3x9Wq", "", "postgres://a:b@c"] {
             assert_eq!(shown(value), "a value");
         }
     }

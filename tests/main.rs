@@ -13,6 +13,7 @@
 )]
 
 mod audit;
+mod canary;
 mod config;
 mod conformance;
 mod docs;

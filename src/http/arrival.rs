@@ -39,6 +39,8 @@ pub struct Notes {
     finished: AtomicU64,
     body: AtomicU64,
     worker: AtomicU32,
+    route: AtomicU32,
+    limit: OnceLock<Arc<str>>,
     observed: AtomicU64,
     client: OnceLock<IpAddr>,
     direct: AtomicBool,
@@ -73,6 +75,8 @@ impl Notes {
             finished: AtomicU64::new(0),
             body: AtomicU64::new(0),
             worker: AtomicU32::new(u32::MAX),
+            route: AtomicU32::new(0),
+            limit: OnceLock::new(),
             observed: AtomicU64::new(0),
             client: OnceLock::new(),
             direct: AtomicBool::new(false),
@@ -159,6 +163,26 @@ impl Notes {
     /// The index of Puma's worker (or socket), once the request was sent.
     pub fn worker(&self) -> Option<u32> {
         Some(self.worker.load(Relaxed)).filter(|w| *w != u32::MAX)
+    }
+
+    /// Notes which `[[route]]` holds, counted from 1 as they stand in the file.
+    pub fn routed_by(&self, number: u32) {
+        self.route.store(number, Relaxed);
+    }
+
+    /// The number of the `[[route]]` that holds; `None` where none does.
+    pub fn route(&self) -> Option<u32> {
+        Some(self.route.load(Relaxed)).filter(|number| *number > 0)
+    }
+
+    /// Notes the name of the `[[rate_limit]]` that is exceeded; the first one stays.
+    pub fn limited_by(&self, name: &Arc<str>) {
+        self.limit.get_or_init(|| Arc::clone(name));
+    }
+
+    /// The `[[rate_limit]]` that refused, or would have in mode `enforce`.
+    pub fn limit(&self) -> Option<&str> {
+        self.limit.get().map(|name| &**name)
     }
 
     /// Notes a rule that repaired something, or would have refused in mode `enforce`.

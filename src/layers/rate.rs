@@ -61,7 +61,7 @@ pub struct Report<'a> {
 
 #[derive(Debug)]
 struct Rule {
-    name: Box<str>,
+    name: Arc<str>,
     matches: Match,
     key: Vec<KeyPart>,
     cost: std::num::NonZeroU32,
@@ -132,6 +132,7 @@ impl Limits {
                 }
                 Ok(Err(until)) => {
                     rule.limited.fetch_add(1, Relaxed);
+                    arrival.notes.limited_by(&rule.name);
                     if mode == Mode::Enforce {
                         let wait = until.wait_time_from(rule.buckets.clock().now());
                         let after = seconds(wait).max(1);

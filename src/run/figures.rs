@@ -109,6 +109,8 @@ fn connections(sheet: &mut Sheet, gate: &Gate) {
         let labels = [("reason", reason.label())];
         sheet.counter("palisade_connections_rejected_total", "Client connections closed at once.", &labels, counters.rejected(reason));
     }
+    let help = "What Palisade gives up for want of resources: 0 nothing, 1 newcomers, 2 keep-alive too, 3 low priority too.";
+    sheet.gauge("palisade_overload_step", help, &[], f64::from(gate.overload.relief() as u8));
     sheet.counter("palisade_accept_errors_total", "Failures to accept, such as no descriptors.", &[], counters.accept_errors());
     sheet.counter("palisade_tls_handshakes_total", "TLS handshakes that succeeded.", &[], counters.handshakes());
     for cause in Failure::ALL {
@@ -133,6 +135,12 @@ fn slots(sheet: &mut Sheet, puma: &Puma) {
     sheet.gauge("palisade_upstream_up", "Whether Puma can be reached.", &[], if figures.away { 0.0 } else { 1.0 });
     sheet.gauge("palisade_upgrades", "Open WebSockets.", &[], puma.upgrades().into());
     sheet.gauge("palisade_upstream_idle_connections", "Connections to Puma that wait for a request.", &[], puma.idle_connections() as f64);
+    // Puma's own word is used on when it no longer answers: its age says how far to trust it.
+    if let Some(reported) = puma.reported() {
+        let age = reported.at.elapsed().as_secs_f64();
+        sheet.gauge("palisade_puma_stats_age_seconds", "Time since Puma's control server last answered.", &[], age);
+        sheet.gauge("palisade_puma_phase", "Phased restarts of Puma so far, as it counts them.", &[], reported.stats.phase as f64);
+    }
     for (index, (threads, busy, _)) in figures.workers.iter().enumerate() {
         let worker = index.to_string();
         sheet.gauge("puma_threads_max", "Threads of a worker.", &[("worker", &worker)], (*threads).into());

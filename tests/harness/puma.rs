@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -85,6 +86,13 @@ impl Puma {
 
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("puma runs")
+    }
+
+    /// Waits for the end of a Puma that was told to end.
+    pub fn wait(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.wait(Duration::from_secs(40));
+        }
     }
 
     /// Ends it at once; sockets disappear as they do when a service is stopped.

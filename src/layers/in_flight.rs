@@ -286,7 +286,7 @@ impl<R, F: Future<Output = Result<R, Refusal>>> Future for Admitted<R, F> {
 
 fn admit(request: &mut Request<Complete>, slot: Slot) {
     if let Some(arrival) = request.extensions().get::<Arrival>() {
-        arrival.notes.mark(Moment::Admitted);
+        arrival.notes.mark_at(Moment::Admitted, slot.since());
     }
     request.body_mut().admit(slot);
 }

@@ -79,8 +79,8 @@ pub struct House<S, R> {
     metrics: Arc<Metrics>,
     recorder: Arc<Recorder>,
     pages: Arc<answer::Pages>,
-    bans: ArcSwap<ban::Bans>,
-    rates: ArcSwap<rate::Limits>,
+    bans: Arc<ArcSwap<ban::Bans>>,
+    rates: Arc<ArcSwap<rate::Limits>>,
     slots: Slots,
     concealed: Concealed,
     websockets: Arc<websocket::Open>,
@@ -174,8 +174,8 @@ impl<S: Clone, R: Clone> House<S, R> {
             metrics,
             recorder,
             pages,
-            bans: ArcSwap::new(bans),
-            rates: ArcSwap::new(rates),
+            bans: Arc::new(ArcSwap::new(bans)),
+            rates: Arc::new(ArcSwap::new(rates)),
             slots,
             concealed,
             websockets,
@@ -184,6 +184,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
         figures::register_concealed(&house.metrics, &house.concealed);
+        figures::register_rules(&house.metrics, &house.rates, &house.bans);
         Ok(house)
     }
 

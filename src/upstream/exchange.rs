@@ -5,7 +5,14 @@
 //! the first one: it was not written whole, or it was never read; or, for idempotent methods (RFC 9110 §9.2.2), where a
 //! used connection ended before the first byte of an answer, as Puma closes idle ones without a word.
 
-use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode, header};
@@ -114,10 +121,11 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
 }
 
 async fn try_once(puma: &Arc<Inner>, turn: &mut Turn, wire: &mut Wire, keep: Keep, purpose: &Purpose) -> Result<Head, Broken> {
-    let mut watch = Watch::new(&puma.sweep, purpose.patience);
+    let now = Instant::now();
+    let mut watch = Watch::new(&puma.sweep, now, purpose.patience);
     let mut buffer = BytesMut::new();
     let close = keep == Keep::No && !purpose.upgrade;
-    turn.begin();
+    turn.begin(now);
     let whole = send(turn, wire, close, &mut watch, purpose.patience, &mut buffer).await?;
     receive(turn, buffer, whole, &mut watch, purpose).await
 }
@@ -167,6 +175,7 @@ impl Wire {
 
 /// Writes all of it; stops with `false` when Puma answers meanwhile.
 async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: Duration, buffer: &mut BytesMut) -> Result<bool, Broken> {
+    let mut waited = false;
     poll_fn(|cx| {
         let Ok(stream) = turn.stream() else { return Poll::Ready(Err(Broken::Perhaps)) };
         loop {
@@ -174,10 +183,12 @@ async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: D
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Unread)),
                 Poll::Ready(Ok(written)) => {
                     bytes = bytes.get(written..).unwrap_or_default();
+                    if waited || !bytes.is_empty() {
+                        watch.extend(Instant::now(), patience);
+                    }
                     if bytes.is_empty() {
                         return Poll::Ready(Ok(true));
                     }
-                    watch.extend(patience);
                 }
                 // Puma has closed, but it may have said why.
                 Poll::Ready(Err(_)) => {
@@ -187,6 +198,7 @@ async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: D
                     });
                 }
                 Poll::Pending => {
+                    waited = true;
                     return match poll_read(stream, cx, buffer) {
                         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Broken::Unread)),
                         Poll::Ready(Ok(_)) => Poll::Ready(Ok(false)),
@@ -204,7 +216,6 @@ async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: D
 async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut Watch, purpose: &Purpose) -> Result<Head, Broken> {
     let limits = AnswerLimits { head: LONGEST_HEAD, fields: MOST_FIELDS };
     let (mut scan, mut head, mut interim) = (AnswerScan::default(), AnswerHead::new(), 0u32);
-    watch.extend(purpose.patience);
     loop {
         while !buffer.is_empty() && scan.advance(&buffer, &limits, purpose.to_head, &mut head).map_err(Broken::Final)? {
             let block = buffer.split_to(head.len.min(buffer.len())).freeze();
@@ -266,8 +277,9 @@ fn answer(
     purpose: Purpose,
     headers: http::HeaderMap,
 ) -> Result<Response<Answer>, Refusal> {
+    let now = Instant::now();
     if let Some(notes) = &purpose.notes {
-        notes.mark(Moment::Answered);
+        notes.mark_at(Moment::Answered, now);
     }
     let reading = response::read(&block, &head, headers)?;
     let mut answer = Response::new(Answer::empty());
@@ -281,9 +293,9 @@ fn answer(
     let reusable = whole && lasting && keep != Keep::No;
     if head.framing == AnswerFraming::None {
         if let Some(notes) = &purpose.notes {
-            notes.mark(Moment::Finished);
+            notes.mark_at(Moment::Finished, now);
         }
-        turn.finish(reusable && rest.is_empty());
+        turn.finish(reusable && rest.is_empty(), now);
         if let Some(length) = reading.length.filter(|_| purpose.to_head) {
             answer.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         }
@@ -298,7 +310,8 @@ fn answer(
         turn,
         buffer: rest,
         framing: Framing::from(head.framing),
-        watch: Watch::new(&puma.sweep, patience),
+        watch: Watch::new(&puma.sweep, now, patience),
+        read: now,
         patience,
         reusable,
         notes: purpose.notes,

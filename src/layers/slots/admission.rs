@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::quality::RandomState;
 use slab::Slab;
 
 use super::{
@@ -30,7 +31,7 @@ pub struct Place {
 pub struct Admission<T> {
     policy: Policy,
     workers: Workers,
-    clients: HashMap<ClientKey, Presence>,
+    clients: HashMap<ClientKey, Presence, RandomState>,
     ready: Vec<BTreeMap<u64, usize>>,
     parked_streams: BTreeMap<u64, usize>,
     waiting: Slab<Waiting<T>>,
@@ -65,7 +66,7 @@ impl<T> Admission<T> {
         Admission {
             policy,
             workers: Workers::new(now),
-            clients: HashMap::new(),
+            clients: HashMap::default(),
             ready: (0..classes).map(|_| BTreeMap::new()).collect(),
             parked_streams: BTreeMap::new(),
             waiting: Slab::new(),

@@ -44,7 +44,7 @@ pub struct Notes {
     observed: AtomicU64,
     client: OnceLock<IpAddr>,
     direct: AtomicBool,
-    limit: OnceLock<Box<[(HeaderName, HeaderValue); 2]>>,
+    quota: OnceLock<Box<[(HeaderName, HeaderValue); 2]>>,
     hinted: AtomicBool,
     hints: Mutex<Vec<HeaderMap>>,
 }
@@ -80,7 +80,7 @@ impl Notes {
             observed: AtomicU64::new(0),
             client: OnceLock::new(),
             direct: AtomicBool::new(false),
-            limit: OnceLock::new(),
+            quota: OnceLock::new(),
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
@@ -137,12 +137,12 @@ impl Notes {
 
     /// Notes the fields about the rate limit that is exceeded, for the refusal's answer.
     pub fn limited(&self, fields: [(HeaderName, HeaderValue); 2]) {
-        self.limit.get_or_init(|| Box::new(fields));
+        self.quota.get_or_init(|| Box::new(fields));
     }
 
     /// Fields that the answer to a refusal carries.
-    pub fn limit(&self) -> &[(HeaderName, HeaderValue)] {
-        self.limit.get().map_or(&[], |fields| fields.as_slice())
+    pub fn quota(&self) -> &[(HeaderName, HeaderValue)] {
+        self.quota.get().map_or(&[], |fields| fields.as_slice())
     }
 
     /// Notes the length of the request body.

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -18,7 +18,11 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::time::Sleep;
 
-use super::{backlog::Backlog, budget::Reserved, spill::Store};
+use super::{
+    backlog::Backlog,
+    budget::Reserved,
+    spill::{Config, Store},
+};
 use crate::{accept::client::ClientKey, refusal::Refusal};
 
 /// What has come from Puma and not yet gone to the client.
@@ -45,6 +49,8 @@ pub struct Absorber<B> {
 pub struct Place {
     store: Arc<Store>,
     dir: PathBuf,
+    /// Bytes of an answer that wait in memory, for less than a second, before a file takes the rest.
+    in_memory: usize,
     client: ClientKey,
 }
 
@@ -81,9 +87,9 @@ impl Stall {
 }
 
 impl Place {
-    /// Files in `dir`, in the books of `store` under `client`.
-    pub fn new(store: &Arc<Store>, dir: &Path, client: ClientKey) -> Self {
-        Place { store: Arc::clone(store), dir: dir.to_owned(), client }
+    /// Memory and files as `config` has it, in the books of `store` under `client`.
+    pub fn new(store: &Arc<Store>, config: &Config, client: ClientKey) -> Self {
+        Place { store: Arc::clone(store), dir: config.dir.clone(), in_memory: config.memory_per_request.as_usize(), client }
     }
 }
 
@@ -152,7 +158,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                 }
                 return;
             };
-            if self.backlog.is_none() && self.queued >= IN_MEMORY {
+            if self.backlog.is_none() && self.queued >= self.place.in_memory {
                 self.backlog = Some(self.new_backlog());
                 continue;
             }
@@ -293,8 +299,6 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 }
 
-/// Bytes of an answer that wait in memory before a file takes the rest.
-const IN_MEMORY: usize = 64 * 1024;
 /// Bytes that are read back from the file at once: for a client that has just stood still, and for one that keeps up.
 const STEP_LEAST: usize = 4 * 1024;
 const STEP_MOST: usize = 64 * 1024;
@@ -333,9 +337,11 @@ mod tests {
 
     fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let memory_per_request = ByteSize(64 * 1024);
+        let config =
+            Config { memory_per_request, disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
-        let place = Place::new(&store, dir.path(), ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
+        let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));
         (dir, store, absorber)
     }

@@ -431,7 +431,7 @@ mod tests {
         assert!(limits.check(&ask()).is_ok());
         let refused = ask();
         assert_eq!(limits.check(&refused).err(), Some(Refusal::RateLimited { after: 6 }));
-        let fields = refused.extensions().get::<Arrival>().unwrap().notes.limit().to_vec();
+        let fields = refused.extensions().get::<Arrival>().unwrap().notes.quota().to_vec();
         let expected = [(RATELIMIT_POLICY, "\"tight\";q=10;w=60"), (RATELIMIT, "\"tight\";r=0;t=6")];
         assert_eq!(fields, expected.map(|(name, value)| (name, HeaderValue::from_static(value))));
     }

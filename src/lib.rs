@@ -11,6 +11,7 @@ pub mod guard;
 pub mod http;
 pub mod layers;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod overload;
 pub mod puma;

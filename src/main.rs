@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+#[global_allocator]
+static MEMORY: palisade::memory::Allocator = palisade::memory::ALLOCATOR;
+
 fn main() -> ExitCode {
     palisade::cli::Arguments::parse().perform()
 }

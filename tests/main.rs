@@ -1,6 +1,6 @@
 //! End-to-end tests: the built binary between real sockets, in front of a real Puma or a byte-exact recorder.
 //!
-//! By threat: [`exhaustion`], [`slowloris`], [`smuggling`], [`exposure`]. By user: [`rails`] (what an application and its
+//! By threat: [`exhaustion`], [`overload`], [`slowloris`], [`smuggling`], [`exposure`]. By user: [`rails`] (what an application and its
 //! browsers rely on), [`puma`] (threads, queue, restarts), [`drain`], [`exec`] and [`config`] (operators), [`conformance`] (the
 //! corpus), [`docs`] (nothing refuses without an explanation). [`harness`] starts and stops all of it.
 #![allow(
@@ -13,6 +13,7 @@
 )]
 
 mod audit;
+mod canary;
 mod config;
 mod conformance;
 mod docs;
@@ -23,6 +24,8 @@ mod explain;
 mod exposure;
 mod harness;
 mod layout;
+mod load;
+mod overload;
 mod properties;
 mod puma;
 mod rails;

@@ -2,11 +2,12 @@
 //!
 //! Threat: slowloris by slow reading. Part of [`relay`](super::relay). A client that takes longer than a second for a piece
 //! costs next to no memory: what it was offered and what waits behind that goes to the file, too, and comes back in small
-//! pieces.
+//! pieces. When bodies hold much memory already nobody has that second. What waits in memory is in the books of the client;
+//! where they are full, the file takes it, and where that is full, Puma waits.
 
 use std::{
     collections::VecDeque,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,7 +18,11 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::time::Sleep;
 
-use super::{backlog::Backlog, spill::Store};
+use super::{
+    backlog::Backlog,
+    budget::Reserved,
+    spill::{Config, Store},
+};
 use crate::{accept::client::ClientKey, refusal::Refusal};
 
 /// What has come from Puma and not yet gone to the client.
@@ -30,6 +35,8 @@ pub struct Absorber<B> {
     backlog: Option<Backlog>,
     failed: Option<Refusal>,
     stall: Stall,
+    /// What waits in memory: here, in the backlog, and with whoever writes it to the client.
+    held: Reserved,
     /// Bytes that were taken back; the next pieces end where they end.
     again: usize,
     /// How much is read back at once.
@@ -42,6 +49,8 @@ pub struct Absorber<B> {
 pub struct Place {
     store: Arc<Store>,
     dir: PathBuf,
+    /// Bytes of an answer that wait in memory, for less than a second, before a file takes the rest.
+    in_memory: usize,
     client: ClientKey,
 }
 
@@ -78,9 +87,9 @@ impl Stall {
 }
 
 impl Place {
-    /// Files in `dir`, in the books of `store` under `client`.
-    pub fn new(store: &Arc<Store>, dir: &Path, client: ClientKey) -> Self {
-        Place { store: Arc::clone(store), dir: dir.to_owned(), client }
+    /// Memory and files as `config` has it, in the books of `store` under `client`.
+    pub fn new(store: &Arc<Store>, config: &Config, client: ClientKey) -> Self {
+        Place { store: Arc::clone(store), dir: config.dir.clone(), in_memory: config.memory_per_request.as_usize(), client }
     }
 }
 
@@ -96,6 +105,7 @@ impl<B> Absorber<B> {
             backlog: None,
             failed: None,
             stall: Stall::default(),
+            held: place.store.memory.open_for(place.client),
             again: 0,
             step: STEP_MOST,
             place,
@@ -116,8 +126,23 @@ impl<B> Absorber<B> {
 impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still.
     pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
-        let has_stalled = self.stall.poll_passed(cx);
+        self.absorb(cx, unsent);
+        let in_memory = self.in_memory(unsent);
+        // Room for it was taken before it was read; only what Palisade itself holds at the very first may find none.
+        if !self.held.resize(in_memory) {
+            self.held.clear();
+        }
+    }
+
+    fn in_memory(&self, unsent: &Bytes) -> usize {
+        let fresh = self.backlog.as_ref().map_or(0, Backlog::in_memory);
+        unsent.len().saturating_add(self.queued).saturating_add(fresh)
+    }
+
+    fn absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
+        let has_passed = self.stall.poll_passed(cx);
         loop {
+            let has_stalled = has_passed || self.place.store.memory.is_crowded();
             if let Some(backlog) = &mut self.backlog
                 && backlog.poll_settled(cx).is_pending()
             {
@@ -126,13 +151,14 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
             if has_stalled && self.step_back(unsent) {
                 continue;
             }
+            let in_memory = self.in_memory(unsent);
             let Some(inner) = &mut self.inner else {
                 if self.backlog.as_mut().is_some_and(Backlog::put_away) {
                     continue;
                 }
                 return;
             };
-            if self.backlog.is_none() && self.queued >= IN_MEMORY {
+            if self.backlog.is_none() && self.queued >= self.place.in_memory {
                 self.backlog = Some(self.new_backlog());
                 continue;
             }
@@ -141,6 +167,12 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
             {
                 // The budget may have room again.
                 if backlog.put_away() {
+                    continue;
+                }
+                return;
+            }
+            if !self.held.resize(in_memory.saturating_add(FRAME)) {
+                if self.backlog.as_mut().is_some_and(Backlog::put_away) || self.step_back(unsent) {
                     continue;
                 }
                 return;
@@ -182,7 +214,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         let total = n.saturating_add(self.queued);
         if total <= WORTHLESS {
             // The allocation that it is a part of may be large.
-            *unsent = Bytes::copy_from_slice(unsent);
+            if n > 0 {
+                *unsent = Bytes::copy_from_slice(unsent);
+            }
             return false;
         }
         if self.backlog.is_none() {
@@ -205,6 +239,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     fn taken_back(&mut self, n: usize) {
         self.again = self.again.saturating_add(n);
         self.step = STEP_LEAST;
+        self.stall.has_passed = true;
         if let Some(left) = &mut self.left {
             *left = left.saturating_add(n as u64);
         }
@@ -216,6 +251,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
 
     /// The next piece for the client.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if self.queue.is_empty() && self.backlog.is_none() && !self.held.is_empty() {
+            self.held.clear();
+        }
         if !self.stall.end() {
             self.step = self.step.saturating_mul(2).min(STEP_MOST);
         }
@@ -261,11 +299,11 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 }
 
-/// Bytes of an answer that wait in memory before a file takes the rest.
-const IN_MEMORY: usize = 64 * 1024;
 /// Bytes that are read back from the file at once: for a client that has just stood still, and for one that keeps up.
 const STEP_LEAST: usize = 4 * 1024;
 const STEP_MOST: usize = 64 * 1024;
+/// Bytes that may come from Puma at once.
+const FRAME: usize = 64 * 1024;
 /// Bytes in memory for which a write to the file does not pay.
 const WORTHLESS: usize = 1024;
 /// How long a client may be at a piece before the piece is taken back.
@@ -299,9 +337,11 @@ mod tests {
 
     fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let memory_per_request = ByteSize(64 * 1024);
+        let config =
+            Config { memory_per_request, disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
-        let place = Place::new(&store, dir.path(), ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
+        let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));
         (dir, store, absorber)
     }

@@ -177,6 +177,9 @@ where
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id.clone());
         }
+        for (name, value) in this.notes.iter().flat_map(|notes| notes.quota()) {
+            response.headers_mut().insert(name, value.clone());
+        }
         if status == StatusCode::METHOD_NOT_ALLOWED
             && let Some(allow) = &this.shared.allow
         {

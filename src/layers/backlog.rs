@@ -47,7 +47,7 @@ pub struct Backlog {
 #[derive(Debug)]
 enum Work {
     None,
-    Writing(oneshot::Receiver<io::Result<Written>>),
+    Writing { result: oneshot::Receiver<io::Result<Written>>, length: usize },
     Reading(oneshot::Receiver<io::Result<Bytes>>),
 }
 
@@ -79,6 +79,15 @@ impl Backlog {
     /// Whether more may be added now.
     pub fn has_room(&self) -> bool {
         !self.has_failed && self.fresh.len() < PIECE
+    }
+
+    /// Bytes that are not in the file yet.
+    pub fn in_memory(&self) -> usize {
+        let on_their_way = match &self.work {
+            Work::Writing { length, .. } => *length,
+            Work::None | Work::Reading(_) => 0,
+        };
+        self.fresh.len().saturating_add(on_their_way)
     }
 
     /// Adds bytes, and starts to write when a piece is full.
@@ -128,7 +137,8 @@ impl Backlog {
 
     fn write(&mut self, pieces: Vec<Bytes>, start: u64) {
         let (file, dir) = (self.file.clone(), self.dir.clone());
-        self.work = Work::Writing(self.store.run(move || {
+        let length = pieces.iter().map(Bytes::len).sum();
+        let result = self.store.run(move || {
             let file = match file {
                 Some(file) => file,
                 None => Arc::new(unlinked(&dir)?),
@@ -139,12 +149,13 @@ impl Backlog {
                 end = end.saturating_add(piece.len() as u64);
             }
             Ok(Written { file, start, end })
-        }));
+        });
+        self.work = Work::Writing { result, length };
     }
 
     /// Waits for a write to end; a read is the client's affair.
     pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Work::Writing(result) = &mut self.work else { return Poll::Ready(()) };
+        let Work::Writing { result, .. } = &mut self.work else { return Poll::Ready(()) };
         match finished(ready!(Pin::new(result).poll(cx))) {
             Ok(Written { file, start, end }) => {
                 self.file = Some(file);
@@ -202,7 +213,7 @@ impl Backlog {
 }
 
 /// Bytes that are written at once.
-const PIECE: usize = 256 * 1024;
+const PIECE: usize = 64 * 1024;
 /// Where the first byte is written: room in front of it for what comes back.
 const HOLE: u64 = 1 << 20;
 

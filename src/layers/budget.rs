@@ -56,6 +56,11 @@ impl Account {
         self.used() > self.limit() / 2
     }
 
+    /// A part of it is in use that clients who keep up never need: whoever makes others wait should hold nothing.
+    pub fn is_crowded(&self) -> bool {
+        self.used() > self.limit() / CROWD
+    }
+
     /// Nothing yet, in the name of no client: for bodies that came together with their head.
     pub fn open(self: &Arc<Self>) -> Reserved {
         Reserved { account: Arc::clone(self), client: None, bytes: 0 }
@@ -106,11 +111,32 @@ impl Reserved {
         }
     }
 
+    /// Takes or gives back so much that `total` bytes are reserved; false (and nothing changed) where there are not so many.
+    #[must_use]
+    pub fn resize(&mut self, total: usize) -> bool {
+        match self.bytes.checked_sub(total as u64) {
+            None | Some(0) => self.grow_to(total),
+            Some(less) => {
+                self.give_back(less);
+                true
+            }
+        }
+    }
+
+    /// Whether nothing is reserved.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// Gives everything back.
     pub fn clear(&mut self) {
-        self.account.used.fetch_sub(self.bytes, Relaxed);
-        self.give_back_share(self.bytes);
-        self.bytes = 0;
+        self.give_back(self.bytes);
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        self.account.used.fetch_sub(bytes, Relaxed);
+        self.give_back_share(bytes);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     fn give_back_share(&self, bytes: u64) {
@@ -130,6 +156,9 @@ impl Drop for Reserved {
         self.clear();
     }
 }
+
+/// An account is crowded when one part in this many is in use: 1 MiB of the 256 MiB of a large machine.
+const CROWD: u64 = 256;
 
 #[cfg(test)]
 mod tests {
@@ -159,6 +188,15 @@ mod tests {
         assert!(first.grow(30) && !second.grow(30) && other.grow(50));
         drop(first);
         assert!(second.grow(50));
+    }
+
+    #[test]
+    fn what_is_reserved_follows_what_is_held() {
+        let account = Account::new(1000, 500);
+        let mut held = account.open_for(client(1));
+        assert!(held.resize(400) && held.resize(100) && account.used() == 100 && account.is_crowded());
+        assert!(!held.resize(501) && account.used() == 100, "above the share nothing changes");
+        assert!(held.resize(0) && held.is_empty() && account.clients.is_empty() && !account.is_crowded());
     }
 
     #[test]

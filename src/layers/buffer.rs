@@ -6,13 +6,13 @@
 //! refusal, as the rest of the body is not read.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::Request;
+use http::{HeaderMap, Request};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -177,7 +177,7 @@ where
     }
 
     fn call(&mut self, request: Request<Received>) -> Self::Future {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let arrival = parts.extensions.get::<Arrival>();
         let limit = parts.extensions.get::<BodyLimit>().map_or(self.policy.limit.0, |route| route.0);
         if http_body::Body::size_hint(&body).lower() > limit {
@@ -197,11 +197,21 @@ where
                 let (policy, mut inner) = (Arc::clone(&self.policy), self.inner.clone());
                 return Buffered::Waiting {
                     future: Box::pin(async move {
-                        let client = ClientKey::of(arrival.client.ip);
-                        let taken = take_in(streamed, &policy, client, limit).await;
-                        arrival.notes.body_length(taken.read);
+                        let mut intake = Intake::new(streamed, &policy, limit);
+                        let content = {
+                            let mut collecting = pin!(intake.collect(&policy, ClientKey::of(arrival.client.ip)));
+                            match std::future::poll_fn(|cx| Poll::Ready(collecting.as_mut().poll(cx))).await {
+                                Poll::Ready(content) => content,
+                                Poll::Pending => {
+                                    fit(&mut parts.headers);
+                                    collecting.await
+                                }
+                            }
+                        };
+                        arrival.notes.body_length(intake.read);
                         arrival.notes.mark(Moment::Complete);
-                        let complete = Complete { content: taken.content?, slot: None };
+                        drop(intake);
+                        let complete = Complete { content: content?, slot: None };
                         inner.call(Request::from_parts(parts, complete)).await
                     }),
                 };
@@ -210,7 +220,8 @@ where
         let complete = Complete { content, slot: None };
         if let Some(arrival) = arrival {
             arrival.notes.body_length(complete.length().unwrap_or(0));
-            arrival.notes.mark(Moment::Complete);
+            // Nothing was waited for: the request was whole with its head.
+            arrival.notes.mark_at(Moment::Complete, arrival.notes.started);
         }
         Buffered::Direct { future: self.inner.call(Request::from_parts(parts, complete)) }
     }
@@ -244,18 +255,14 @@ where
     }
 }
 
-struct Taken {
-    content: Result<Content, Refusal>,
-    read: u64,
-}
-
-async fn take_in(body: Received, policy: &Policy, client: ClientKey, limit: u64) -> Taken {
-    let now = policy.sweep.now();
-    let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
-    let beat = policy.sweep.enrol(pace.deadline(now));
-    let mut intake = Intake { body, pace, beat, piece: BytesMut::new(), read: 0, limit };
-    let content = intake.collect(policy, client).await;
-    Taken { content, read: intake.read }
+/// The map was made for the fields of any request. One that waits for its sender keeps only the room that it needs.
+fn fit(fields: &mut HeaderMap) {
+    if fields.capacity() > fields.len().saturating_mul(2) {
+        let all = std::mem::take(fields);
+        let mut fitting = HeaderMap::with_capacity(all.keys_len());
+        fitting.extend(all);
+        *fields = fitting;
+    }
 }
 
 /// A body on its way into memory or a file.
@@ -269,6 +276,13 @@ struct Intake {
 }
 
 impl Intake {
+    fn new(body: Received, policy: &Policy, limit: u64) -> Self {
+        let now = policy.sweep.now();
+        let mut pace = Pace::new(now, policy.stall, policy.rates.body_min, policy.rates.grace);
+        let beat = policy.sweep.enrol(pace.deadline(now));
+        Intake { body, pace, beat, piece: BytesMut::new(), read: 0, limit }
+    }
+
     async fn collect(&mut self, policy: &Policy, client: ClientKey) -> Result<Content, Refusal> {
         let mut reserved = policy.store.memory.open_for(client);
         let store = &policy.store;

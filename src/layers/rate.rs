@@ -1,7 +1,7 @@
 //! How often a client may come: rules in order, each a bucket for each key (GCRA).
 //!
 //! Threat: exhaustion, and guessing of passwords. No byte of a body has been read. Answer: 429 with Retry-After (RFC 6585 §4), the
-//! connection stays; answers that pass carry RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10). Stands
+//! connection stays; all answers, the 429 too, carry RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10). Stands
 //! behind `ban`, before everything that costs more. Memory is fixed at start: see `rate_table`.
 
 use std::{
@@ -61,7 +61,7 @@ pub struct Report<'a> {
 
 #[derive(Debug)]
 struct Rule {
-    name: Box<str>,
+    name: Arc<str>,
     matches: Match,
     key: Vec<KeyPart>,
     cost: std::num::NonZeroU32,
@@ -132,9 +132,14 @@ impl Limits {
                 }
                 Ok(Err(until)) => {
                     rule.limited.fetch_add(1, Relaxed);
+                    arrival.notes.limited_by(&rule.name);
                     if mode == Mode::Enforce {
                         let wait = until.wait_time_from(rule.buckets.clock().now());
-                        return Err(Refusal::RateLimited { after: seconds(wait).max(1) });
+                        let after = seconds(wait).max(1);
+                        if let (Some(policy), Some(limit)) = (&rule.policy, rule.limit(0, after)) {
+                            arrival.notes.limited([(RATELIMIT_POLICY, policy.clone()), (RATELIMIT, limit)]);
+                        }
+                        return Err(Refusal::RateLimited { after });
                     }
                 }
                 // A bucket is never smaller than the cost of a request.
@@ -185,6 +190,13 @@ impl Rule {
             passed: AtomicU64::new(0),
             limited: AtomicU64::new(0),
         }
+    }
+
+    /// The value of RateLimit: how many requests are left, and in how many seconds there are more.
+    fn limit(&self, remaining: u32, reset: u32) -> Option<HeaderValue> {
+        let mut text = Vec::with_capacity(self.name.len().saturating_add(32));
+        item(&mut text, &self.name, b'r', remaining, b't', reset);
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
     }
 
     fn mode(&self) -> Mode {
@@ -246,9 +258,7 @@ impl Fields {
             return;
         }
         let reset = seconds(rule.interval.saturating_mul(rule.burst.saturating_sub(remaining)));
-        let mut text = Vec::with_capacity(rule.name.len().saturating_add(32));
-        item(&mut text, &rule.name, b'r', remaining, b't', reset);
-        if let Ok(limit) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
+        if let Some(limit) = rule.limit(remaining, reset) {
             self.0 = Some(Tightest { remaining, policy: policy.clone(), limit });
         }
     }
@@ -412,6 +422,18 @@ mod tests {
         let answer = RateLayer::new(Arc::new(limits)).layer(app).oneshot(of("192.0.2.1", "/").body(()).unwrap()).await.unwrap();
         assert_eq!(answer.headers()["ratelimit-policy"], "\"tight\";q=10;w=60");
         assert_eq!(answer.headers()["ratelimit"], "\"tight\";r=4;t=6");
+    }
+
+    #[test]
+    fn a_refusal_says_which_rule_and_when_there_is_room_again() {
+        let limits = limits(json!([{ "name": "tight", "rate": "10/min", "burst": 1 }, { "name": "mute", "rate": "1/h", "fields": false }]));
+        let ask = || of("192.0.2.1", "/").body(()).unwrap();
+        assert!(limits.check(&ask()).is_ok());
+        let refused = ask();
+        assert_eq!(limits.check(&refused).err(), Some(Refusal::RateLimited { after: 6 }));
+        let fields = refused.extensions().get::<Arrival>().unwrap().notes.quota().to_vec();
+        let expected = [(RATELIMIT_POLICY, "\"tight\";q=10;w=60"), (RATELIMIT, "\"tight\";r=0;t=6")];
+        assert_eq!(fields, expected.map(|(name, value)| (name, HeaderValue::from_static(value))));
     }
 
     #[test]

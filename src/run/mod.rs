@@ -25,7 +25,7 @@ use crate::{
     http::body::Relay,
     layers,
     log::{Level, event},
-    sandbox, upstream,
+    memory, sandbox, upstream,
 };
 
 /// Why Palisade cannot start: place, cause, remedy, exit code.
@@ -117,6 +117,9 @@ fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
     crate::log::start_events(&config.log).map_err(StartError::resource("log", "free a thread for the log"))?;
     upstream::token(&config.upstream).map_err(StartError::token)?;
     confinement.announce();
+    if let Err(error) = memory::give_back() {
+        event(Level::Warn, "memory is not returned to the system", &[("error", &error)]);
+    }
     exposure::report(&findings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.server.threads())

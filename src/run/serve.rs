@@ -19,10 +19,10 @@ where
 {
     let sweep = Arc::clone(&gate.sweep);
     let handler = move |stream: Stream, client: Client, permit: Permit| {
-        let (sites, sweep) = (Arc::clone(&sites), Arc::clone(&sweep));
+        let sites = Arc::clone(&sites);
+        // Outside of the future, which would keep the room for them as long as the connection lives.
+        let (client, beat) = (Arc::new(client), sweep.enrol(u64::MAX));
         async move {
-            let beat = sweep.enrol(u64::MAX);
-            let client = Arc::new(client);
             if client.alpn == "h2" {
                 Box::pin(two::serve(sites, stream, client, beat)).await;
             } else {

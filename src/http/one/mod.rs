@@ -64,7 +64,8 @@ where
         match Box::pin(connection.exchange(wire)).await {
             Next::Request(kept) => wire = kept,
             Next::Linger(wire) => return wire.linger().await,
-            Next::Tunnel(wire, far) => return upgrade::tunnel(wire, far, &connection.sites, &connection.site).await,
+            // Boxed, as every idle connection would hold the room for it.
+            Next::Tunnel(wire, far) => return Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
             Next::Nothing => return,
         }
     }
@@ -78,6 +79,16 @@ struct Connection<S> {
     client: Arc<Client>,
     born: u64,
     served: u32,
+}
+
+/// A request that was handed in.
+struct Begun<F> {
+    answer: F,
+    held: Held,
+    notes: Arc<Notes>,
+    is_head: bool,
+    is_old: bool,
+    keep: bool,
 }
 
 /// What follows an exchange.
@@ -141,18 +152,17 @@ where
             self.site = self.sites.current();
             self.stack = self.site.stack();
         }
-        let arrived = match self.read_head(&mut wire, started).await {
-            Ok(Some(arrived)) => arrived,
+        // What the request brings goes straight in: a future keeps room for whatever it names across a wait.
+        let Begun { answer, mut held, notes, is_head, is_old, keep } = match self.read_head(&mut wire, started).await {
+            Ok(Some(arrived)) => match self.begin(arrived, wire) {
+                Some(begun) => begun,
+                None => return Next::Nothing,
+            },
             Ok(None) => return Next::Nothing,
             Err(refusal) => return self.refuse(wire, started, refusal).await,
         };
-        self.served = self.served.saturating_add(1);
-        wire.beat.unlimited();
-        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
-        let Some(notes) = parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)) else { return Next::Nothing };
-        let (body, mut held) = self.body(wire, framing, expects_continue);
         let outcome = {
-            let answer = pin!(self.stack.call(Request::from_parts(parts, body)));
+            let answer = pin!(answer);
             held.wait_for(answer, &notes, is_old).await
         };
         let Some(Ok(mut response)) = outcome else { return Next::Nothing };
@@ -186,6 +196,17 @@ where
         }
     }
 
+    /// Hands a request in.
+    fn begin(&mut self, arrived: Arrived, wire: Wire) -> Option<Begun<S::Future>> {
+        self.served = self.served.saturating_add(1);
+        wire.beat.unlimited();
+        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
+        let notes = Arc::clone(&parts.extensions.get::<Arrival>()?.notes);
+        let (body, held) = self.body(wire, framing, expects_continue);
+        let answer = self.stack.call(Request::from_parts(parts, body));
+        Some(Begun { answer, held, notes, is_head, is_old, keep })
+    }
+
     async fn read_head(&mut self, wire: &mut Wire, started: Instant) -> Result<Option<Arrived>, Refusal> {
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.header.as_millis()));
         let mut scan = HeadScan::default();
@@ -209,7 +230,7 @@ where
             Framing::None => (Received::None, here(wire)),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(length) if length <= wire.input.len() => {
-                    let whole = wire.input.split_to(length).freeze();
+                    let whole = wire.take(length);
                     (Received::Whole(whole), here(wire))
                 }
                 _ => {

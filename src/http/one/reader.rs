@@ -22,7 +22,8 @@ pub struct Reader {
     home: Option<oneshot::Sender<Returned>>,
     rest: Rest,
     limits: Limits,
-    invitation: Outgoing,
+    /// `100 Continue`, until it is out.
+    invitation: Option<Box<Outgoing>>,
 }
 
 /// The connection when its body is done with it.
@@ -57,7 +58,7 @@ impl Reader {
     fn new(wire: Wire, rest: Rest, limits: Limits, invite: bool) -> (Self, oneshot::Receiver<Returned>) {
         let (home, returned) = oneshot::channel();
         let invite = invite && wire.input.is_empty();
-        let invitation = Outgoing { head: if invite { Bytes::from_static(CONTINUE) } else { Bytes::new() }, data: Bytes::new() };
+        let invitation = invite.then(|| Box::new(Outgoing { head: Bytes::from_static(CONTINUE), data: Bytes::new() }));
         (Reader { wire: Some(wire), home: Some(home), rest, limits, invitation }, returned)
     }
 
@@ -79,11 +80,11 @@ impl Reader {
                     Rest::Nothing | Rest::Length(_) | Rest::Chunks(_) => None,
                 });
             };
-            if self.invitation.has_remaining() {
-                if let Err(ended) = ready!(wire.poll_send(cx, &mut self.invitation)) {
+            if let Some(invitation) = &mut self.invitation {
+                if let Err(ended) = ready!(wire.poll_send(cx, invitation)) {
                     return Poll::Ready(Some(Err(self.fail(refusal_of(ended)))));
                 }
-                continue;
+                self.invitation = None;
             }
             match &mut self.rest {
                 Rest::Length(0) | Rest::Nothing => {
@@ -137,7 +138,7 @@ impl Reader {
         if let (Rest::Length(left), Some(wire)) = (&mut self.rest, &mut self.wire)
             && *left > 0
             && wire.input.is_empty()
-            && !self.invitation.has_remaining()
+            && self.invitation.is_none()
         {
             let most = usize::try_from(*left).unwrap_or(usize::MAX);
             return match ready!(wire.poll_fill_into(cx, into, most)) {

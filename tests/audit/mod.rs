@@ -154,6 +154,14 @@ fn sarif_names_every_rule_and_place() {
     for result in results {
         let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
         assert_eq!(rules[index]["id"], result["ruleId"]);
+        for key in result.as_object().unwrap().keys() {
+            let known = ["ruleId", "ruleIndex", "level", "message", "locations", "partialFingerprints", "suppressions"];
+            assert!(known.contains(&key.as_str()), "SARIF 2.1.0 has no {key} in a result, or this test does not know it");
+        }
+        assert!(["error", "warning", "note"].contains(&result["level"].as_str().unwrap()));
+        assert!(!result["message"]["text"].as_str().unwrap().is_empty());
+        let region = &result["locations"][0]["physicalLocation"]["region"];
+        assert!(region.is_null() || region["startLine"].as_u64().unwrap() >= 1);
         assert!(!result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].as_str().unwrap().is_empty());
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use palisade::{guard::rule::Rule, refusal::Refusal};
 
-use crate::harness::{palisade::Setup, puma::Puma};
+use crate::{
+    harness::{eventually, palisade::Setup, puma::Puma},
+    secrets::open_control_server,
+};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -83,9 +86,12 @@ fn named_metrics(text: &str) -> Vec<(String, Vec<String>)> {
 fn every_metric_is_documented_and_every_documented_metric_exists() {
     let Some(puma) = Puma::cluster() else { return };
     let rules = "[[rate_limit]]\nname = \"a\"\nrate = \"1/s\"\nmode = \"observe\"\n";
-    let palisade = Setup::before(puma.address()).tls().with(rules).start();
+    let control = format!("[upstream]\ncontrol_url = {:?}\n", open_control_server());
+    let palisade = Setup::before(puma.address()).tls().with(rules).with(&control).start();
     palisade.connect_tls().ask("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx");
-    let page = palisade.admin("/metrics").unwrap().text();
+    let page = eventually("Puma's control server has answered", || {
+        palisade.admin("/metrics").map(|answer| answer.text()).filter(|page| page.contains("palisade_puma_phase"))
+    });
     // A histogram's series have endings of their own.
     let family = |series: &str| {
         let name = series.split(['{', ' ']).next().unwrap();

@@ -83,7 +83,8 @@ fn one_client_with_fifty_slow_requests_leaves_the_others_their_threads() {
 #[test]
 fn behind_three_wedged_threads_of_five_two_go_on_and_the_queue_is_as_long_as_two_can_serve() {
     let Some(puma) = Puma::start(Shape::cluster(1, 5)) else { return };
-    let settings = "[upstream]\nslots = 5\nresponse_timeout = \"1s\"\n[queue]\ndeadline = \"1s\"\nper_client_share = 1.0\noverload_order = \"fifo\"\n";
+    let settings =
+        "[upstream]\nslots = 5\nresponse_timeout = \"1s\"\n[queue]\ndeadline = \"1s\"\nper_client_share = 1.0\noverload_order = \"fifo\"\n";
     let palisade = Setup::before(puma.address()).with(CROWD).with(settings).start();
     let mut wedged: Vec<Client> = (0..3).map(|n| from(&palisade, n)).collect();
     for client in &mut wedged {

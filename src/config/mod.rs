@@ -36,7 +36,9 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill, websocket},
+    layers::{
+        answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill, websocket,
+    },
     log, overload,
     units::OneOrMany,
     upstream,

@@ -52,11 +52,7 @@ impl Found {
         let list = self.addresses.into_iter().map(Value::from).collect();
         upstream.insert("address".to_owned(), Value::Array(Tag::Default, list));
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let more = [
-            ("puma_config", Some(text(self.file))),
-            ("control_url", self.control),
-            ("control_state_file", self.state.map(text)),
-        ];
+        let more = [("puma_config", Some(text(self.file))), ("control_url", self.control), ("control_state_file", self.state.map(text))];
         for (key, value) in more {
             if let Some(value) = value {
                 upstream.entry(key.to_owned()).or_insert_with(|| value.into());

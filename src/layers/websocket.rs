@@ -248,7 +248,11 @@ mod tests {
     }
 
     fn judged(config: &Config, origin: &str) -> bool {
-        layer(config.clone()).rules.judge(&handshake(Some(origin), "https")).map_err(|refusal| assert_eq!(refusal, Refusal::Forbidden)).is_ok()
+        layer(config.clone())
+            .rules
+            .judge(&handshake(Some(origin), "https"))
+            .map_err(|refusal| assert_eq!(refusal, Refusal::Forbidden))
+            .is_ok()
     }
 
     #[test]
@@ -272,9 +276,13 @@ mod tests {
         for good in ["https://app.example", "https://a.partner.example:8443", "capacitor://localhost"] {
             assert!(judged(&config, good), "{good}");
         }
-        for bad in
-            ["https://shop.example", "https://partner.example:8443", "https://a.b.partner.example:8443", "https://a.partner.example", "null"]
-        {
+        for bad in [
+            "https://shop.example",
+            "https://partner.example:8443",
+            "https://a.b.partner.example:8443",
+            "https://a.partner.example",
+            "null",
+        ] {
             assert!(!judged(&config, bad), "{bad}");
         }
         assert!(judged(&of(&["*"], &[]), "https://evil.example"));

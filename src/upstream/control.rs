@@ -4,11 +4,7 @@
 //! Threat: exposure. Whoever has the token can stop Puma. It is read when it is needed and kept nowhere; it never stands in
 //! our own configuration.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::Path,
-};
+use std::{fs::File, io::Read, path::Path};
 
 use zeroize::Zeroizing;
 

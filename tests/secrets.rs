@@ -19,7 +19,7 @@ use crate::harness::{
 };
 
 /// A control server that takes any token, as nobody should run it.
-pub fn open_control_server() -> String {
+fn open_control_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -28,8 +28,7 @@ pub fn open_control_server() -> String {
             let mut request = [0; 2048];
             if stream.read(&mut request).is_ok() {
                 // Whoever has asked may be gone again.
-                let stats = r#"{"backlog":0,"running":5,"pool_capacity":5,"max_threads":5,"requests_count":0}"#;
-                stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{stats}", stats.len()).as_bytes()).ok();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").ok();
             }
         }
     });

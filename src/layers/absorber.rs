@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -18,7 +18,11 @@ use bytes::Bytes;
 use http_body::Body;
 use tokio::time::Sleep;
 
-use super::{backlog::Backlog, budget::Reserved, spill::Store};
+use super::{
+    backlog::Backlog,
+    budget::Reserved,
+    spill::{Config, Store},
+};
 use crate::{accept::client::ClientKey, refusal::Refusal};
 
 /// What has come from Puma and not yet gone to the client.
@@ -46,6 +50,8 @@ pub struct Place {
     store: Arc<Store>,
     dir: PathBuf,
     client: ClientKey,
+    /// Bytes of one answer that may wait in memory.
+    most: usize,
 }
 
 /// How long the client has been at its piece.
@@ -81,9 +87,9 @@ impl Stall {
 }
 
 impl Place {
-    /// Files in `dir`, in the books of `store` under `client`.
-    pub fn new(store: &Arc<Store>, dir: &Path, client: ClientKey) -> Self {
-        Place { store: Arc::clone(store), dir: dir.to_owned(), client }
+    /// Files as `config` says, in the books of `store` under `client`.
+    pub fn new(store: &Arc<Store>, config: &Config, client: ClientKey) -> Self {
+        Place { store: Arc::clone(store), dir: config.dir.clone(), client, most: config.memory_per_request.as_usize() }
     }
 }
 
@@ -136,48 +142,26 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     fn absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
         let has_passed = self.stall.poll_passed(cx);
         loop {
-            let has_stalled = has_passed || self.place.store.memory.is_crowded();
-            if let Some(backlog) = &mut self.backlog
-                && backlog.poll_settled(cx).is_pending()
-            {
-                return;
-            }
-            if has_stalled && self.step_back(unsent) {
+            let memory = &self.place.store.memory;
+            let has_stalled = has_passed || memory.is_crowded();
+            let most = if memory.is_tight() { FRAME } else { self.place.most };
+            let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
+            if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
             }
-            let in_memory = self.in_memory(unsent);
-            let Some(inner) = &mut self.inner else {
-                if self.backlog.as_mut().is_some_and(Backlog::put_away) {
-                    continue;
-                }
-                return;
-            };
-            if self.backlog.is_none() && self.queued >= IN_MEMORY {
+            // The steps of what is on its way have to find room beside what waits.
+            let waits = most.saturating_sub(FRAME.saturating_mul(4)).max(IN_MEMORY);
+            if self.backlog.is_none() && self.queued >= waits {
                 self.backlog = Some(self.new_backlog());
-                continue;
             }
-            if let Some(backlog) = &mut self.backlog
-                && !backlog.has_room()
-            {
-                // The budget may have room again.
-                if backlog.put_away() {
-                    continue;
-                }
-                return;
-            }
-            if !self.held.resize(in_memory.saturating_add(FRAME)) {
-                if self.backlog.as_mut().is_some_and(Backlog::put_away) || self.step_back(unsent) {
-                    continue;
-                }
-                return;
-            }
-            match Pin::new(inner).poll_frame(cx) {
-                Poll::Pending => {
-                    if has_stalled && self.backlog.as_mut().is_some_and(Backlog::put_away) {
-                        continue;
-                    }
-                    return;
-                }
+            // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
+            let wanted = self.in_memory(unsent).saturating_add(FRAME);
+            let has_room = wanted <= most.max(IN_MEMORY.saturating_add(FRAME)) && self.held.resize(wanted);
+            let read = match &mut self.inner {
+                Some(inner) if has_room => Pin::new(inner).poll_frame(cx),
+                Some(_) | None => Poll::Pending,
+            };
+            match read {
                 Poll::Ready(None) => self.inner = None,
                 Poll::Ready(Some(Err(refusal))) => {
                     self.inner = None;
@@ -192,6 +176,13 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                             self.queue.push_back(data);
                         }
                     }
+                }
+                Poll::Pending => {
+                    let is_over = self.inner.is_none() || !has_room || has_stalled;
+                    if !is_writing && is_over && self.backlog.as_mut().is_some_and(Backlog::put_away) {
+                        continue;
+                    }
+                    return;
                 }
             }
         }
@@ -310,7 +301,7 @@ mod tests {
     use http_body::Frame;
 
     use super::*;
-    use crate::{layers::spill::Config, units::ByteSize};
+    use crate::units::ByteSize;
 
     /// A body of pieces; `None` in it means that Puma has nothing yet, once.
     #[derive(Debug)]
@@ -333,9 +324,11 @@ mod tests {
 
     fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let memory_per_request = ByteSize(64 * 1024);
+        let config =
+            Config { memory_per_request, disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
-        let place = Place::new(&store, dir.path(), ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
+        let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));
         (dir, store, absorber)
     }

@@ -1,10 +1,12 @@
 //! The part of an answer that its client has not yet taken, first in, first out, in an unlinked file.
 //!
-//! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets. The file starts
-//! with a hole, so that what the client was offered and did not take can be put back in front. It is cut back to nothing
-//! whenever the client has caught up.
+//! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets, and what comes
+//! meanwhile waits in memory. The file starts with a hole, so that what the client was offered and did not take can be put back
+//! in front. It is cut back to nothing whenever the client has caught up. A disk that is full or broken takes nothing more; what
+//! it did not take stays in memory.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -33,6 +35,8 @@ pub struct Backlog {
     store: Arc<Store>,
     dir: PathBuf,
     file: Option<Arc<File>>,
+    /// Comes first, and the disk did not take it.
+    front: VecDeque<Bytes>,
     /// Came last, not yet in the file.
     fresh: BytesMut,
     written: u64,
@@ -41,21 +45,23 @@ pub struct Backlog {
     taken: usize,
     reserved: Reserved,
     work: Work,
-    has_failed: bool,
+    /// The disk takes no more.
+    is_shut: bool,
 }
 
 #[derive(Debug)]
 enum Work {
     None,
-    Writing { result: oneshot::Receiver<io::Result<Written>>, length: usize },
+    Writing { result: oneshot::Receiver<io::Result<Outcome>>, length: usize },
     Reading(oneshot::Receiver<io::Result<Bytes>>),
+    /// The thread that wrote is gone, and the bytes with it.
+    Lost,
 }
 
 #[derive(Debug)]
-struct Written {
-    file: Arc<File>,
-    start: u64,
-    end: u64,
+enum Outcome {
+    Written { file: Arc<File>, start: u64, end: u64 },
+    Refused { error: io::Error, pieces: Vec<Bytes>, start: u64 },
 }
 
 impl Backlog {
@@ -66,31 +72,28 @@ impl Backlog {
             store,
             dir,
             file: None,
+            front: VecDeque::new(),
             fresh: BytesMut::new(),
             written: HOLE,
             read: HOLE,
             taken: 0,
             reserved,
             work: Work::None,
-            has_failed: false,
+            is_shut: false,
         }
-    }
-
-    /// Whether more may be added now.
-    pub fn has_room(&self) -> bool {
-        !self.has_failed && self.fresh.len() < PIECE
     }
 
     /// Bytes that are not in the file yet.
     pub fn in_memory(&self) -> usize {
         let on_their_way = match &self.work {
             Work::Writing { length, .. } => *length,
-            Work::None | Work::Reading(_) => 0,
+            Work::None | Work::Reading(_) | Work::Lost => 0,
         };
-        self.fresh.len().saturating_add(on_their_way)
+        let front: usize = self.front.iter().map(Bytes::len).sum();
+        self.fresh.len().saturating_add(on_their_way).saturating_add(front)
     }
 
-    /// Adds bytes, and starts to write when a piece is full.
+    /// Adds bytes, and starts to write when there are enough of them and nothing else is going on.
     pub fn add(&mut self, bytes: &Bytes) {
         self.fresh.extend_from_slice(bytes);
         if self.fresh.len() >= PIECE {
@@ -111,7 +114,7 @@ impl Backlog {
     /// Starts to put pieces of `total` bytes in front of everything else. False, and the pieces are not asked for, where there
     /// is no room for them.
     pub fn put_first(&mut self, total: usize, pieces: impl FnOnce() -> Vec<Bytes>) -> bool {
-        let Some(at) = self.read.checked_sub(total as u64) else { return false };
+        let Some(at) = self.read.checked_sub(total as u64).filter(|_| self.front.is_empty()) else { return false };
         if total == 0 || !self.may_write(total) {
             return false;
         }
@@ -132,23 +135,26 @@ impl Backlog {
     }
 
     fn may_write(&mut self, length: usize) -> bool {
-        matches!(self.work, Work::None) && !self.has_failed && self.reserved.grow(length as u64)
+        matches!(self.work, Work::None) && !self.is_shut && self.reserved.grow(length as u64)
     }
 
     fn write(&mut self, pieces: Vec<Bytes>, start: u64) {
         let (file, dir) = (self.file.clone(), self.dir.clone());
         let length = pieces.iter().map(Bytes::len).sum();
         let result = self.store.run(move || {
-            let file = match file {
-                Some(file) => file,
-                None => Arc::new(unlinked(&dir)?),
-            };
-            let mut end = start;
-            for piece in pieces {
-                file.write_all_at(&piece, end)?;
-                end = end.saturating_add(piece.len() as u64);
-            }
-            Ok(Written { file, start, end })
+            let written = (|| {
+                let file = match file {
+                    Some(file) => file,
+                    None => Arc::new(unlinked(&dir)?),
+                };
+                let mut end = start;
+                for piece in &pieces {
+                    file.write_all_at(piece, end)?;
+                    end = end.saturating_add(piece.len() as u64);
+                }
+                Ok(Outcome::Written { file, start, end })
+            })();
+            Ok(written.unwrap_or_else(|error| Outcome::Refused { error, pieces, start }))
         });
         self.work = Work::Writing { result, length };
     }
@@ -157,14 +163,26 @@ impl Backlog {
     pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Work::Writing { result, .. } = &mut self.work else { return Poll::Ready(()) };
         match finished(ready!(Pin::new(result).poll(cx))) {
-            Ok(Written { file, start, end }) => {
+            Ok(Outcome::Written { file, start, end }) => {
                 self.file = Some(file);
                 self.read = self.read.min(start);
                 self.written = self.written.max(end);
             }
-            Err(error) => {
+            Ok(Outcome::Refused { error, pieces, start }) => {
                 event(Level::Error, "an answer cannot be kept on disk", &[("error", &error), ("remedy", &"check buffer.dir")]);
-                self.has_failed = true;
+                self.is_shut = true;
+                if start < self.read {
+                    self.front = pieces.into();
+                } else {
+                    let mut fresh: BytesMut = pieces.concat().as_slice().into();
+                    fresh.unsplit(std::mem::take(&mut self.fresh));
+                    self.fresh = fresh;
+                }
+            }
+            Err(error) => {
+                event(Level::Error, "an answer is lost on its way to the disk", &[("error", &error)]);
+                self.work = Work::Lost;
+                return Poll::Ready(());
             }
         }
         self.work = Work::None;
@@ -175,8 +193,12 @@ impl Backlog {
     pub fn poll_take(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Option<Bytes>, Refusal>> {
         loop {
             ready!(self.poll_settled(cx));
-            if self.has_failed {
+            if matches!(self.work, Work::Lost) {
                 return Poll::Ready(Err(Refusal::BufferFull));
+            }
+            if let Some(first) = self.front.pop_front() {
+                self.taken = 0;
+                return Poll::Ready(Ok(Some(first)));
             }
             if let Work::Reading(result) = &mut self.work {
                 let bytes = finished(ready!(Pin::new(result).poll(cx)));
@@ -261,9 +283,9 @@ mod tests {
         let (_dir, mut backlog) = backlog(1000);
         backlog.add(&Bytes::from(vec![7; PIECE]));
         settled(&mut backlog).await;
-        assert!(!backlog.has_room());
+        assert_eq!(backlog.in_memory(), PIECE);
         assert_eq!(drain(&mut backlog).await.len(), PIECE);
-        assert!(backlog.has_room());
+        assert_eq!(backlog.in_memory(), 0);
     }
 
     #[tokio::test]
@@ -294,6 +316,24 @@ mod tests {
         settled(&mut backlog).await;
         assert!(!backlog.untake(1));
         assert_eq!(drain(&mut backlog).await, b"next".to_vec());
+    }
+
+    #[tokio::test]
+    async fn what_a_broken_disk_did_not_take_stays_in_memory_and_in_order() {
+        let (dir, mut backlog) = backlog(1 << 30);
+        backlog.dir = dir.path().join("away");
+        backlog.add(&Bytes::from(vec![1; PIECE]));
+        backlog.add(&Bytes::from_static(b"later"));
+        settled(&mut backlog).await;
+        assert!(backlog.is_shut && backlog.in_memory() == PIECE + 5 && !backlog.put_away());
+        assert!(!backlog.put_first(3, || panic!("nothing may be taken")));
+        assert_eq!(drain(&mut backlog).await, [vec![1; PIECE], b"later".to_vec()].concat());
+        let (dir, mut backlog) = self::backlog(1 << 30);
+        backlog.add(&Bytes::from_static(b"second"));
+        backlog.dir = dir.path().join("away");
+        assert!(backlog.put_first(6, || vec![Bytes::from_static(b"first ")]));
+        settled(&mut backlog).await;
+        assert_eq!(drain(&mut backlog).await, b"first second".to_vec());
     }
 
     #[tokio::test]

@@ -277,8 +277,8 @@ const CRLF: &[u8] = b"\r\n";
 const FORWARDED_HOST: &[u8] = b"x-forwarded-host: ";
 /// Methods of RFC 9110 and RFC 5789 that pass `normalize`; from 6.3 on Puma answers 501 to what it does not know.
 const USUAL: [&str; 7] = ["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"];
-/// Bodies up to here are worth a copy, as they save a system call (16 KiB).
-const SMALL_BODY: usize = 16 * 1024;
+/// Bodies up to here are copied behind the head.
+const SMALL_BODY: usize = 2 * 1024;
 /// A field of usual length; a head of longer ones grows once or twice.
 const USUAL_FIELD: usize = 64;
 /// What a head has besides its method, target and fields: version, length, upgrade, start, line ends.

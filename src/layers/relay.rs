@@ -125,7 +125,7 @@ where
             return Poll::Ready(Ok(Response::from_parts(parts, Relayed::Whole(first))));
         }
         let client = this.client.unwrap_or(ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
-        let absorber = Absorber::new(body, first, left, Place::new(&this.layer.store, &this.layer.config.dir, client));
+        let absorber = Absorber::new(body, first, left, Place::new(&this.layer.store, &this.layer.config, client));
         let relayed = if *this.is_pumped {
             let (out, pieces) = mpsc::channel(1);
             tokio::spawn(pump(absorber, out));

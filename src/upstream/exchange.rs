@@ -139,17 +139,14 @@ async fn send(
     patience: Duration,
     buffer: &mut BytesMut,
 ) -> Result<bool, Broken> {
-    let rest = wire.first(close);
-    if !write(turn, &wire.bytes, watch, patience, buffer).await? {
+    let body = wire.first(close);
+    if !write(turn, &wire.bytes, &body, watch, patience, buffer).await? {
         return Ok(false);
-    }
-    if let Some(bytes) = rest {
-        return write(turn, &bytes, watch, patience, buffer).await;
     }
     if let Content::File(file) = &wire.content {
         let mut reader = file.reader();
         while let Some(piece) = reader.next().await.map_err(|_| Broken::Final(Refusal::Internal))? {
-            if !write(turn, &piece, watch, patience, buffer).await? {
+            if !write(turn, &piece, &[], watch, patience, buffer).await? {
                 return Ok(false);
             }
         }
@@ -158,31 +155,47 @@ async fn send(
 }
 
 impl Wire {
-    /// Puts together what goes out in the first write; returns a body in memory that is too long for it.
-    fn first(&mut self, close: bool) -> Option<Bytes> {
+    /// Puts together what goes out in the first write; returns a body in memory that is too long for a copy.
+    fn first(&mut self, close: bool) -> Bytes {
         self.bytes.truncate(self.head.saturating_sub(END_OF_HEAD.len()));
         self.bytes.extend_from_slice(if close { CLOSE } else { END_OF_HEAD });
         match &self.content {
             Content::Memory(body) if body.len() <= WITH_HEAD => {
                 self.bytes.extend_from_slice(body);
-                None
+                Bytes::new()
             }
-            Content::Memory(body) => Some(Bytes::clone(body)),
-            Content::None | Content::File(_) => None,
+            Content::Memory(body) => Bytes::clone(body),
+            Content::None | Content::File(_) => Bytes::new(),
         }
     }
 }
 
-/// Writes all of it; stops with `false` when Puma answers meanwhile.
-async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: Duration, buffer: &mut BytesMut) -> Result<bool, Broken> {
+/// Writes both in order; stops with `false` when Puma answers meanwhile.
+async fn write(
+    turn: &mut Turn,
+    mut bytes: &[u8],
+    mut next: &[u8],
+    watch: &mut Watch,
+    patience: Duration,
+    buffer: &mut BytesMut,
+) -> Result<bool, Broken> {
     let mut waited = false;
     poll_fn(|cx| {
         let Ok(stream) = turn.stream() else { return Poll::Ready(Err(Broken::Perhaps)) };
         loop {
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+            let wrote = match next.is_empty() {
+                true => Pin::new(&mut *stream).poll_write(cx, bytes),
+                false => Pin::new(&mut *stream).poll_write_vectored(cx, &[io::IoSlice::new(bytes), io::IoSlice::new(next)]),
+            };
+            match wrote {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Unread)),
                 Poll::Ready(Ok(written)) => {
-                    bytes = bytes.get(written..).unwrap_or_default();
+                    if written >= bytes.len() {
+                        bytes = next.get(written.saturating_sub(bytes.len())..).unwrap_or_default();
+                        next = &[];
+                    } else {
+                        bytes = bytes.get(written..).unwrap_or_default();
+                    }
                     if waited || !bytes.is_empty() {
                         watch.extend(Instant::now(), patience);
                     }
@@ -321,8 +334,8 @@ fn answer(
     Ok(answer)
 }
 
-/// Bodies up to this length go out in one write with the head: one system call, one packet train, one wake-up of Puma.
-const WITH_HEAD: usize = 16 * 1024;
+/// Bodies up to this length are copied behind the head, which costs less than a second piece of a vectored write.
+const WITH_HEAD: usize = 2 * 1024;
 const END_OF_HEAD: &[u8] = b"\r\n";
 /// Puma understands exactly this spelling, and no list.
 const CLOSE: &[u8] = b"Connection: close\r\n\r\n";

@@ -110,7 +110,7 @@ fn plant(app: &Path, random: &mut fastrand::Rng) -> Vec<String> {
 fn no_secret_is_printed_wherever_it_is_planted() {
     let mut random = fastrand::Rng::with_seed(7);
     let (mut planted, mut found) = (0, BTreeSet::new());
-    for _ in 0..15 {
+    for _ in 0..24 {
         let app = application(GOOD);
         commit(app.path());
         let mut secrets = plant(app.path(), &mut random);

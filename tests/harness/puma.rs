@@ -59,9 +59,12 @@ impl Puma {
         Puma::start(Shape::cluster(2, 5))
     }
 
-    /// One after the other: the installed Puma, and those of newer suites where they can be had.
+    /// One after the other: the installed Puma, and those of newer suites where they can be had. `PUMA_SUITE` names one of
+    /// them alone, `installed` the first, for long runs by hand.
     pub fn each(shape: Shape) -> impl Iterator<Item = Puma> {
-        SUITES.into_iter().filter_map(move |suite| Puma::start(Shape { suite, ..shape }))
+        let only = std::env::var("PUMA_SUITE").ok();
+        let is_wanted = move |suite: &Option<&str>| only.as_deref().is_none_or(|only| only == suite.unwrap_or("installed"));
+        SUITES.into_iter().filter(is_wanted).filter_map(move |suite| Puma::start(Shape { suite, ..shape }))
     }
 
     pub fn start(shape: Shape) -> Option<Puma> {

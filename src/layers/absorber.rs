@@ -324,9 +324,7 @@ mod tests {
 
     fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
         let dir = tempfile::tempdir().unwrap();
-        let memory_per_request = ByteSize(64 * 1024);
-        let config =
-            Config { memory_per_request, disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
         let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));

@@ -519,12 +519,13 @@ async fn an_answer_that_stands_still_is_ended_alone() {
     for stream in [1, 3] {
         bench.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, GET)).await;
     }
+    let room = [0, 3].map(|stream| frame(WINDOW_UPDATE, 0, stream, &2000u32.to_be_bytes())).concat();
     let (mut said, start) = (Vec::new(), tokio::time::Instant::now());
     let reset = |said: &[u8]| frames(said).into_iter().find(|(kind, ..)| *kind == RST_STREAM);
     let read = |said: &[u8]| frames(said).iter().filter(|(kind, _, stream, _)| (*kind, *stream) == (DATA, 3)).count();
     while reset(&said).is_none() {
         assert!(start.elapsed() < WAIT, "it stands still for ever");
-        bench.send(frame(WINDOW_UPDATE, 0, 3, &2000u32.to_be_bytes())).await;
+        bench.send(&room).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         bench.client.try_read_buf(&mut said).unwrap_or_default();
     }
@@ -532,7 +533,7 @@ async fn an_answer_that_stands_still_is_ended_alone() {
     let (_, _, stream, reason) = reset(&said).unwrap();
     assert_eq!((stream, reason), (1, 8u32.to_be_bytes().to_vec()), "CANCEL for the one that stood still");
     let before = read(&said);
-    bench.send(frame(WINDOW_UPDATE, 0, 3, &2000u32.to_be_bytes())).await;
+    bench.send(&room).await;
     while read(&said) == before {
         assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
     }

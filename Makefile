@@ -40,7 +40,8 @@ bench: bench-build
 	@benches/bench.py $(if $(INSTALL),--install) $(BENCH)
 
 bench-build:
-	@$(CARGO) build --release --locked --bin palisade --example origin
+	@$(CARGO) build --release --locked
+	@rustc --edition 2024 -O benches/origin.rs -o $${CARGO_TARGET_DIR:-target}/release/origin
 
 # The price of the guard and of each layer.
 bench-layers:

@@ -9,7 +9,14 @@
 //! that take complete requests stand behind `buffer`, so theirs is the line minus `layer/buffer`. Nothing waits for a
 //! socket here; the access log is formatted and written to /dev/null.
 
-use std::{convert::Infallible, error::Error, fmt::Debug, num::NonZeroU32, sync::Arc, time::{Duration, Instant}};
+use std::{
+    convert::Infallible,
+    error::Error,
+    fmt::Debug,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};

@@ -145,9 +145,9 @@ class Stand(contextlib.AbstractContextManager):
         self.dir.chmod(0o755)
         self.cert, self.key, self.both = self.certificate()
         self.socket, self.port = self.dir / "origin.sock", free_port()
-        program = TARGET / "examples/origin"
+        program = TARGET / "origin"
         if not program.exists() or not self.palisade_binary.exists():
-            sys.exit("not built: cargo build --release --locked --bin palisade --example origin")
+            sys.exit("not built: make bench-build")
         self.origin = self.start([program, f"127.0.0.1:{self.port}", f"unix:{self.socket}"], ORIGIN_CPU, "origin", (self.port,), (self.socket,))
 
     def __exit__(self, *_):

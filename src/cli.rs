@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     accept::{self, tls::Terminator},
     admin,
-    audit::{self, Options, Proxy, Severity},
+    audit::{self, Advisory, Options, Proxy, Severity},
     config::{Config, Inputs, Invalid, Loaded, schema},
     exec, explain,
     run::{StartError, run, run_around},
@@ -71,6 +71,12 @@ enum Command {
         /// From which severity on the exit code is 6; else `audit.fail_on` of the configuration.
         #[arg(long, value_enum)]
         fail_on: Option<FailOn>,
+        /// Looks at what runs on this machine too: asks Puma and its control server on loopback or by their sockets.
+        #[arg(long)]
+        live: bool,
+        /// More advisories: a JSON list of {"gem", "id", "since", "fixed": [versions]}.
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
     },
     /// Tells what becomes of a request, by which rule, and what Puma would get of it.
     Explain {
@@ -140,7 +146,9 @@ impl Arguments {
             Some(Command::Check { live }) => self.load().and_then(|loaded| check(&loaded, *live)),
             Some(Command::Config { what: Show::Show }) => self.load().and_then(|loaded| print(&loaded.show())),
             Some(Command::Config { what: Show::Schema }) => print(&format!("{:#}\n", schema::schema())),
-            Some(Command::Audit { dir, format, fail_on }) => self.load().and_then(|loaded| audit(&loaded.config, dir, *format, *fail_on)),
+            Some(Command::Audit { dir, format, fail_on, live, db }) => {
+                self.load().and_then(|loaded| audit(&loaded, dir.as_deref(), *format, *fail_on, *live, db.as_deref()))
+            }
             Some(Command::Explain { file, json }) => self.load().and_then(|loaded| explain(loaded.config, file.as_deref(), *json)),
             Some(Command::Healthcheck) => {
                 self.load().and_then(|loaded| admin::probe(&loaded.config.admin.listen).map_err(Failure::NotReady))
@@ -235,7 +243,15 @@ fn reach(address: &Address) -> io::Result<()> {
     }
 }
 
-fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option<FailOn>) -> Result<(), Failure> {
+fn audit(
+    loaded: &Loaded,
+    dir: Option<&Path>,
+    format: Format,
+    fail_on: Option<FailOn>,
+    live: bool,
+    db: Option<&Path>,
+) -> Result<(), Failure> {
+    let config = &loaded.config;
     let format = match format {
         Format::Table => audit::Format::Table,
         Format::Json => audit::Format::Json,
@@ -249,8 +265,12 @@ fn audit(config: &Config, dir: &Option<PathBuf>, format: Format, fail_on: Option
         Some(FailOn::Critical) => Some(Severity::Critical),
         Some(FailOn::Never) => None,
     };
-    let dir = dir.as_deref().unwrap_or(&config.app);
-    let options = Options { waivers: config.audit.ignore.clone(), proxy: proxy(config), ..Options::default() };
+    let dir = dir.unwrap_or(&config.app);
+    let advisories = db.map(Advisory::read).transpose().map_err(|error| Failure::Input(error.to_string()))?;
+    // Without a configuration nothing says that a proxy stands in front.
+    let proxy = if loaded.files().is_empty() { Proxy::default() } else { proxy(config) };
+    let waivers = config.audit.ignore.clone();
+    let options = Options { waivers, proxy, live, advisories: advisories.unwrap_or_default(), ..Options::default() };
     match audit::command(dir, format, least, &options, &mut io::stdout().lock()) {
         Ok(0) => Ok(()),
         Ok(_) => Err(Failure::Found),

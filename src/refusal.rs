@@ -57,6 +57,8 @@ pub enum Refusal {
         /// Whole seconds until it is worth while to come back.
         after: u32,
     },
+    /// As many WebSockets are open as may be, of this client or in all.
+    WebSocketFull,
     /// The budget for buffered bodies, in memory or on disk, is spent.
     BufferFull,
     /// Palisade itself is short of descriptors or memory.
@@ -90,7 +92,7 @@ pub enum Fate {
 
 impl Refusal {
     /// One value of each variant, for tests and for metrics that must exist before they are counted.
-    pub const EACH: [Refusal; 25] = [
+    pub const EACH: [Refusal; 26] = [
         Refusal::SlowHeader,
         Refusal::SlowBody,
         Refusal::ClientAbort,
@@ -107,6 +109,7 @@ impl Refusal {
         Refusal::Banned { after: 1 },
         Refusal::QueueFull { after: 1 },
         Refusal::QueueTimeout { after: 1 },
+        Refusal::WebSocketFull,
         Refusal::BufferFull,
         Refusal::Overloaded,
         Refusal::Maintenance,
@@ -135,6 +138,7 @@ impl Refusal {
             Refusal::RateLimited { .. } | Refusal::Banned { .. } => StatusCode::TOO_MANY_REQUESTS,
             Refusal::QueueFull { .. }
             | Refusal::QueueTimeout { .. }
+            | Refusal::WebSocketFull
             | Refusal::BufferFull
             | Refusal::Overloaded
             | Refusal::Maintenance
@@ -166,6 +170,7 @@ impl Refusal {
             Refusal::Banned { .. } => "banned",
             Refusal::QueueFull { .. } => "queue_full",
             Refusal::QueueTimeout { .. } => "queue_timeout",
+            Refusal::WebSocketFull => "websocket_full",
             Refusal::BufferFull => "buffer_full",
             Refusal::Overloaded => "overloaded",
             Refusal::Maintenance => "maintenance",
@@ -198,6 +203,7 @@ impl Refusal {
             | Refusal::Banned { .. }
             | Refusal::QueueFull { .. }
             | Refusal::QueueTimeout { .. }
+            | Refusal::WebSocketFull
             | Refusal::BufferFull
             | Refusal::Overloaded
             | Refusal::Maintenance
@@ -218,6 +224,7 @@ impl Refusal {
             | Refusal::RateLimited { .. }
             | Refusal::QueueFull { .. }
             | Refusal::QueueTimeout { .. }
+            | Refusal::WebSocketFull
             | Refusal::BufferFull
             | Refusal::Maintenance
             | Refusal::UpstreamRefused
@@ -247,6 +254,7 @@ impl Refusal {
                 Some(after.max(1))
             }
             Refusal::BufferFull | Refusal::Overloaded | Refusal::Draining | Refusal::UpstreamRefused => Some(1),
+            Refusal::WebSocketFull => Some(10),
             Refusal::Maintenance => Some(60),
             Refusal::SlowHeader
             | Refusal::SlowBody
@@ -287,6 +295,7 @@ impl Refusal {
             Refusal::Banned { .. } => "Too many bad requests; this address is shut out for the time in Retry-After.",
             Refusal::QueueFull { .. } => "Too many requests are waiting; come back after the time in Retry-After.",
             Refusal::QueueTimeout { .. } => "The application had no thread free in time; come back after the time in Retry-After.",
+            Refusal::WebSocketFull => "Too many WebSockets are open.",
             Refusal::BufferFull => "There is no room to take in this request now.",
             Refusal::Overloaded => "This server is short of resources now.",
             Refusal::Maintenance => "The application is being maintained.",

@@ -41,6 +41,17 @@ pub enum Mode {
     Off,
 }
 
+impl Mode {
+    /// The word in the configuration and in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+            Mode::Off => "off",
+        }
+    }
+}
+
 /// A list that may be written as one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneOrMany<T>(pub Vec<T>);

@@ -1,8 +1,14 @@
 //! Nothing refuses without an explanation, and the two commands of the README are the ones that CI runs.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs,
+    path::Path,
+};
 
 use palisade::{guard::rule::Rule, refusal::Refusal};
+
+use crate::harness::{palisade::Setup, puma::Puma};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -56,6 +62,53 @@ fn no_heading_explains_a_refusal_that_does_not_exist() {
     let refusals = text.split("## When Palisade answers instead of Puma").nth(1).unwrap().split("\n## ").next().unwrap();
     for (heading, _) in sections(refusals, "###") {
         assert!(labels.contains(heading.as_str()), "no refusal has the label {heading}");
+    }
+}
+
+/// Names in backquotes that begin as metrics do, with the labels behind them.
+fn named_metrics(text: &str) -> Vec<(String, Vec<String>)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let prefixes = ["palisade_", "http_server_", "http_client_", "puma_threads_", "process_"];
+    quoted
+        .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|name| {
+            let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split('=').next());
+            (name.to_owned(), labels.filter(|label| !label.is_empty()).map(str::to_owned).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_metric_exists() {
+    let Some(puma) = Puma::cluster() else { return };
+    let rules = "[[rate_limit]]\nname = \"a\"\nrate = \"1/s\"\nmode = \"observe\"\n";
+    let palisade = Setup::before(puma.address()).tls().with(rules).start();
+    palisade.connect_tls().ask("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx");
+    let page = palisade.admin("/metrics").unwrap().text();
+    // A histogram's series have endings of their own.
+    let family = |series: &str| {
+        let name = series.split(['{', ' ']).next().unwrap();
+        ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let mut served: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
+        let names = labels.split("\",").filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned());
+        served.entry(family(line)).or_default().extend(names.filter(|name| name != "le"));
+    }
+    assert!(served.len() > 40, "{served:?}");
+    let operating = read("docs/operating.md");
+    let table: Vec<&str> = operating.lines().filter(|line| line.starts_with("| `") && !named_metrics(line).is_empty()).collect();
+    let rows: BTreeMap<String, BTreeSet<String>> =
+        table.iter().map(|row| named_metrics(row).swap_remove(0)).map(|(name, labels)| (name, labels.into_iter().collect())).collect();
+    assert_eq!(rows.len(), table.len(), "a metric has two rows");
+    assert_eq!(rows, served, "the table of docs/operating.md (left) and /metrics (right)");
+    for file in ["docs/operating.md", "docs/deploying.md", "docs/configuration.md", "README.md", "docs/threat-model.md"] {
+        for (name, labels) in named_metrics(&read(file)) {
+            let known = served.get(&family(&name)).unwrap_or_else(|| panic!("{file} names {name}, which is not served"));
+            assert!(labels.iter().all(|label| known.contains(label)), "{file}: {name} has the labels {known:?}, not {labels:?}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::harness::{
     eventually, free_port,
     palisade::{Palisade, Setup, binary, finish},
     puma::{SUITES, command},
-    within,
+    skip, within,
 };
 
 /// An application whose configuration, command line and environment all ask for a TCP port.
@@ -76,6 +76,24 @@ fn every_puma_listens_on_private_sockets_only_and_palisade_ends_with_its_code() 
     }
 }
 
+/// What `bin/rails server` does: Rack's handler, with the port of PORT and an address of its own.
+#[test]
+fn a_puma_that_rails_starts_has_no_port_either() {
+    let mut ruby = Command::new("ruby");
+    let is_there = Command::new("ruby").args(["-e", "require 'rack'; require 'rack/handler/puma'"]).output();
+    if !is_there.is_ok_and(|output| output.status.success()) {
+        return skip("there is no Ruby with rack and puma");
+    }
+    let app = App::new(0);
+    let script = "require 'rack'; require 'rack/handler'
+        app = lambda { |env| [200, { 'content-type' => 'text/plain' }, [ENV['PORT'].to_s]] }
+        Rack::Handler.get('puma').run(app, Host: '0.0.0.0', Port: Integer(ENV.fetch('PORT')), config_files: [ARGV[0]])";
+    ruby.arg("-e").arg(script).arg(app.dir.path().join("puma.rb"));
+    let palisade = setup(&[], &ruby).env("PORT", app.ports[1].to_string()).start();
+    assert_eq!(pid(&palisade), app.ports[1].to_string(), "the application sees its environment");
+    app.has_no_port();
+}
+
 #[test]
 fn signals_of_puma_reach_puma() {
     let Some(puma) = command(None) else { return };
@@ -91,6 +109,35 @@ fn signals_of_puma_reach_puma() {
     });
     eventually("it is served", || (palisade.connect().get("/").status == 200).then_some(()));
     app.has_no_port();
+}
+
+#[test]
+fn workers_that_come_and_go_by_signal_get_what_they_can_serve() {
+    for puma in SUITES.into_iter().filter_map(command) {
+        let app = App::new(3);
+        let mut palisade = setup(&[], &app.with(puma_of(&puma))).start();
+        let threads = |wanted: u64| {
+            within(Duration::from_secs(60), &format!("{wanted} threads"), || {
+                (palisade.admin("/stats").unwrap().json()["max_threads"].as_u64() == Some(wanted)).then_some(())
+            });
+            (0..12).for_each(|_| palisade.serves());
+        };
+        threads(6);
+        palisade.signal(Signal::TTOU);
+        threads(4);
+        palisade.signal(Signal::TTIN);
+        threads(6);
+        // One more than there are sockets is idle: nothing is sent to where nobody listens.
+        let boots = palisade.process().output().matches(" booted ").count();
+        palisade.signal(Signal::TTIN);
+        within(Duration::from_secs(60), "a fourth worker", || {
+            (palisade.process().output().matches(" booted ").count() > boots).then_some(())
+        });
+        threads(6);
+        palisade.signal(Signal::INT);
+        let ended = palisade.process_mut().wait(Duration::from_secs(40));
+        assert!(ended.code().is_some(), "{ended:?}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 const STAGES: [&str; 5] = ["accept", "guard", "http", "layers", "upstream"];
 
 /// The layers of the stack. Files beside them are shared parts.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "answer",
     "record",
     "request_id",
@@ -19,6 +19,7 @@ const LAYERS: [&str; 15] = [
     "sensitive",
     "normalize",
     "forwarded",
+    "websocket",
     "shield",
     "relay",
     "buffer",

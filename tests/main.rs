@@ -13,6 +13,7 @@
 )]
 
 mod audit;
+mod canary;
 mod config;
 mod conformance;
 mod docs;
@@ -23,6 +24,7 @@ mod explain;
 mod exposure;
 mod harness;
 mod layout;
+mod load;
 mod overload;
 mod properties;
 mod puma;

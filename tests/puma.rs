@@ -1,6 +1,11 @@
 //! Puma's threads, the one queue in front of them, and Puma's bad days.
 
 use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +18,7 @@ use crate::harness::{
     palisade::{Palisade, Setup},
     puma::{Puma, Shape},
     recorder::{Recorder, Reply},
+    within,
 };
 
 fn ask(client: &mut Client, id: &str, target: &str) {
@@ -248,26 +254,76 @@ fn a_puma_that_closes_without_a_word_is_asked_at_most_twice_and_an_upload_once()
     assert!(recorder.requests().iter().filter(|r| r.starts_with(b"GET /again ")).count() <= 2);
 }
 
+/// Sends uploads with ids from several clients, each on a connection of its own, until it is told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<thread::JoinHandle<Vec<(String, Option<u16>, Duration)>>>,
+}
+
+impl Load {
+    fn start(palisade: &Palisade, label: &str) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..4).map(|client| {
+            let (stop, address, label) = (Arc::clone(&stop), palisade.http(), label.to_owned());
+            thread::spawn(move || {
+                let mut sent = Vec::new();
+                while !stop.load(Relaxed) {
+                    let id = format!("{label}-{client}-{}", sent.len());
+                    let begin = Instant::now();
+                    let mut line = Client::tcp(address);
+                    line.send(format!("POST /sleep/5 HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: {id}\r\nContent-Length: 2\r\n\r\nhi"));
+                    sent.push((id, line.try_answer("POST").map(|answer| answer.status), begin.elapsed()));
+                }
+                sent
+            })
+        });
+        Load { clients: clients.collect(), stop }
+    }
+
+    /// Every request was answered with 200, and the application saw each exactly once; how many, and the longest wait.
+    fn end(self, puma: &Puma) -> (usize, Duration) {
+        self.stop.store(true, Relaxed);
+        let sent: Vec<_> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let mut seen: HashMap<String, u32> = HashMap::new();
+        for request in puma.seen() {
+            *seen.entry(request.id).or_default() += 1;
+        }
+        let wrong: Vec<_> = sent.iter().filter(|(id, status, _)| *status != Some(200) || seen.get(id) != Some(&1)).collect();
+        assert!(wrong.is_empty(), "of {}: {wrong:?}", sent.len());
+        (sent.len(), sent.iter().map(|(.., wait)| *wait).max().unwrap_or_default())
+    }
+}
+
+/// `RESTARTS` rounds of each kind, 1 by default.
 #[test]
-fn every_puma_gets_each_request_once_over_hot_and_phased_restarts() {
+fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
+    let rounds = std::env::var("RESTARTS").map_or(1, |rounds| rounds.parse().unwrap());
     for mut puma in Puma::each(Shape::cluster(2, 2)) {
         let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\n").start();
-        let mut sent = 0;
-        for signal in [Signal::USR1, Signal::USR2] {
-            let boots = puma.process().output().matches(" booted ").count();
-            puma.process().signal(signal);
-            let start = Instant::now();
-            while puma.process().output().matches(" booted ").count() < boots + 2 || start.elapsed() < Duration::from_secs(2) {
-                assert!(start.elapsed() < Duration::from_secs(60), "the restart does not end:\n{}", puma.process().output());
-                let mut client = palisade.connect();
-                client.send(format!("POST /echo HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: over-{sent}\r\nContent-Length: 2\r\n\r\nhi"));
-                assert_eq!(client.answer_to("POST").status, 200, "request {sent}, {signal:?}:\n{}", puma.process().output());
-                sent += 1;
+        for kind in ["phased", "hot", "stop"] {
+            let load = Load::start(&palisade, kind);
+            let mut longest = Duration::ZERO;
+            for _ in 0..rounds {
+                let start = Instant::now();
+                let boots = puma.process().output().matches(" booted ").count();
+                match kind {
+                    "phased" => puma.process().signal(Signal::USR1),
+                    "hot" => puma.process().signal(Signal::USR2),
+                    _ => {
+                        puma.process().signal(Signal::TERM);
+                        puma.wait();
+                        assert!(puma.boot());
+                    }
+                }
+                within(Duration::from_secs(60), "the workers boot", || {
+                    (kind == "stop" || puma.process().output().matches(" booted ").count() >= boots + 2).then_some(())
+                });
+                longest = longest.max(start.elapsed());
+                thread::sleep(Duration::from_millis(300));
             }
-        }
-        let seen = puma.seen();
-        for n in 0..sent {
-            assert_eq!(seen.iter().filter(|s| s.id == format!("over-{n}")).count(), 1, "request {n}");
+            let (sent, wait) = load.end(&puma);
+            eprintln!("{kind}: {rounds} restarts, the longest {longest:?}; {sent} requests, the longest {wait:?}");
+            assert!(sent > 50, "{sent}");
         }
         puma.stop();
     }

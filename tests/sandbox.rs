@@ -126,6 +126,9 @@ fn root_becomes_the_user_for_good() {
     every_thread(&palisade, "Uid:\t65534\t65534\t65534\t65534");
     every_thread(&palisade, "Gid:\t65534\t65534\t65534\t65534");
     every_thread(&palisade, "Groups:\t65534");
+    // The kernel gives the files of a process that must not be dumped to root.
+    let environ = format!("/proc/{}/environ", palisade.process().pid());
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(environ).unwrap()), 0, "it can be dumped");
     palisade.logged("a line in its own log", |line| line["status"] == 200);
 }
 

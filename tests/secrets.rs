@@ -149,6 +149,77 @@ fn what_is_open_beside_the_proxy_is_logged_or_blocks() {
     assert!(!palisade.process().output().contains("\"event\":\"audit\""));
 }
 
+/// What stands open beside the proxy: settings of the proxy, and the check that must be named.
+#[test]
+fn each_kind_of_hole_beside_the_proxy_is_named_and_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("config")).unwrap();
+    let key = folder.path().join("config/master.key");
+    fs::write(&key, "canary").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = everywhere.local_addr().unwrap().port();
+    let app = format!("app = {:?}\n", folder.path().display().to_string());
+    for (id, upstream, settings) in [
+        ("E08", format!("127.0.0.1:{port}"), String::new()),
+        ("E01", "127.0.0.1:1".to_owned(), format!("[upstream]\ncontrol_url = \"http://127.0.0.1:{port}\"\n")),
+        ("S02", "127.0.0.1:1".to_owned(), app),
+    ] {
+        let setup = || Setup::before(&upstream).with(&settings);
+        let output = setup().with("[audit]\non_start = \"block\"\nfail_on = \"high\"\n").fails();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(6), "{id}: {said}");
+        assert!(said.contains(id) && said.contains("audit.ignore") && !said.contains("canary"), "{id}: {said}");
+        let waiver =
+            format!("[audit]\non_start = \"block\"\nignore = [{{ id = \"{id}\", reason = \"a laboratory\", until = \"2999-12-31\" }}]\n");
+        let palisade = setup().with(&waiver).without_upstream().start();
+        assert!(palisade.metric("palisade_audit_findings", &[]) < 1.0, "{id} is waived");
+        let palisade = setup().with("[audit]\non_start = \"off\"\n").without_upstream().start();
+        assert!(palisade.metric("palisade_audit_findings", &[]) < 1.0, "{id}: nobody looks");
+        let palisade = setup().without_upstream().start();
+        eventually("the finding is said", || palisade.process().output().contains(&format!("\"id\":\"{id}\"")).then_some(()));
+    }
+}
+
+#[test]
+fn a_certificate_may_be_a_systemd_credential() {
+    let recorder = Recorder::start();
+    let setup = Setup::before(recorder.address()).tls();
+    let folder = setup.cert().parent().unwrap().to_owned();
+    let credentials = folder.join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    // As systemd has them: mode 0400, in a folder of the unit's own.
+    for (file, name) in [("cert.pem", "shop.crt"), ("key.pem", "shop.key")] {
+        fs::rename(folder.join(file), credentials.join(name)).unwrap();
+        fs::set_permissions(credentials.join(name), fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    write_private(&credentials.join("token"), "canary");
+    let settings = format!(
+        "[server]\nsandbox = \"required\"\n[tls]\ncert_file = \"credential:shop.crt\"\nkey_file = \"credential:shop.key\"\n\
+         [upstream]\ncontrol_url = {:?}\ncontrol_token_file = \"credential:token\"\n",
+        open_control_server()
+    );
+    let palisade = setup.with(&settings).env("CREDENTIALS_DIRECTORY", credentials.display().to_string()).start();
+    assert_eq!(palisade.connect_tls().get("/").status, 200);
+    palisade.signal(Signal::HUP);
+    eventually("it reads them again", || palisade.process().output().contains("\"event\":\"reloaded\"").then_some(()));
+    assert_eq!(palisade.connect_tls().get("/").status, 200);
+    assert!(!palisade.process().output().contains("canary"));
+    drop(palisade);
+
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("proxy.toml");
+    fs::write(
+        &file,
+        "[[listener]]\naddress = \"127.0.0.1:1\"\nprotocol = \"https\"\n[tls]\ncert_file = \"credential:c\"\nkey_file = \"credential:k\"\n",
+    )
+    .unwrap();
+    let output = finish(binary().args(["check", "--config"]).arg(&file).env_remove("CREDENTIALS_DIRECTORY"), scratch.path());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("LoadCredential="), "{said}");
+}
+
 #[test]
 fn puma_s_debug_pages_do_not_leave() {
     let Some(puma) = Puma::cluster() else { return };

@@ -5,6 +5,7 @@
 
 pub mod announced;
 pub mod answer;
+pub mod audit;
 pub mod chunked;
 pub mod form;
 pub mod frames;
@@ -42,6 +43,7 @@ mod tests {
         seeds("form").iter().for_each(|seed| super::form::check(seed));
         seeds("frames").iter().for_each(|seed| super::frames::check(seed));
         seeds("puma_rb").iter().for_each(|seed| super::puma_rb::check(seed));
+        seeds("audit").iter().for_each(|seed| super::audit::check(seed));
         seeds("hyper").iter().for_each(|seed| super::hyper::check(seed));
     }
 

@@ -8,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use http::HeaderValue;
+use bytes::Bytes;
 
 /// The two kinds of HTTP that a connection can carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +40,8 @@ pub struct Client {
     pub server_name: Option<Box<str>>,
     /// The peer is in `trusted_proxies`: its forwarding fields and request ids count.
     pub trusted: bool,
-    /// The address as text, made when the first request needs it.
-    pub text: OnceLock<HeaderValue>,
-    /// The local port as text, likewise.
-    pub port_text: OnceLock<HeaderValue>,
+    /// The field lines that tell the application of this client, made when the first request needs them.
+    pub family: OnceLock<Bytes>,
 }
 
 /// A client as limits and rates know it: one IPv4 address, or one IPv6 /64.
@@ -92,8 +90,7 @@ impl Client {
             alpn: "",
             server_name: None,
             trusted: false,
-            text: OnceLock::new(),
-            port_text: OnceLock::new(),
+            family: OnceLock::new(),
         }
     }
 }

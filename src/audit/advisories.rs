@@ -3,30 +3,96 @@
 //! The table names each gem's advisories with the version of every series that got the repair. nio4r has none. Two of
 //! Puma's need `set_remote_address proxy_protocol` and are E11's.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+
 use super::application::Application;
 use super::checks::Id;
-use crate::puma::versions::{Repair, Version};
+use crate::puma::versions::{Repair, Version, is_repaired};
+
+/// One advisory of a file that `--db` names, a JSON list of such. Between two releases of Palisade a hole is found this way.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advisory {
+    /// The gem's name in `Gemfile.lock`.
+    pub gem: String,
+    /// Its CVE or GHSA number.
+    pub id: String,
+    /// The first version that has the defect; left out: all have it.
+    #[serde(default)]
+    pub since: String,
+    /// The version of each series that repairs it.
+    pub fixed: Vec<String>,
+}
+
+impl Advisory {
+    /// Reads a file of advisories.
+    ///
+    /// # Errors
+    /// When it cannot be read, or an entry is not whole: half a table would be a false comfort.
+    pub fn read(path: &Path) -> io::Result<Vec<Self>> {
+        let mut text = String::new();
+        File::open(path)?.take(LARGEST).read_to_string(&mut text)?;
+        let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
+        let all: Vec<Self> = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let is_whole = |advisory: &Self| {
+            let mut versions = advisory.fixed.iter().chain(Some(&advisory.since).filter(|since| !since.is_empty()));
+            !advisory.fixed.is_empty() && versions.all(|text| Version::parse(text).is_some())
+        };
+        match all.iter().find(|advisory| !is_whole(advisory)) {
+            Some(advisory) => Err(bad(format!("{}: `fixed` and `since` must be versions, `fixed` at least one", advisory.id))),
+            None => Ok(all),
+        }
+    }
+}
+
+/// An advisory of either origin.
+struct Open<'a> {
+    id: &'a str,
+    since: &'a str,
+    fixed: Vec<&'a str>,
+}
+
+impl Open<'_> {
+    fn repaired_in(&self, version: &Version) -> bool {
+        is_repaired(version, self.since, &self.fixed)
+    }
+}
 
 pub(super) fn check(app: &mut Application<'_>) {
-    for (gem, repairs) in ADVISORIES {
+    let given = &app.options.advisories;
+    let gems: BTreeSet<&str> = ADVISORIES.iter().map(|(gem, _)| *gem).chain(given.iter().map(|advisory| &*advisory.gem)).collect();
+    for gem in gems {
         let Some(locked) = app.lock.gem(gem).cloned() else { continue };
-        let open: Vec<&Repair> = repairs.iter().filter(|repair| !repair.fixed_in(&locked.version)).collect();
+        let compiled = ADVISORIES.iter().filter(|(of, _)| *of == gem).flat_map(|(_, repairs)| repairs.iter());
+        let compiled = compiled.map(|repair| Open { id: repair.id, since: repair.since, fixed: repair.fixed.to_vec() });
+        let given = given.iter().filter(|advisory| advisory.gem == gem);
+        let given = given.map(|a| Open { id: &a.id, since: &a.since, fixed: a.fixed.iter().map(String::as_str).collect() });
+        let open: Vec<Open<'_>> = compiled.chain(given).filter(|advisory| !advisory.repaired_in(&locked.version)).collect();
         if open.is_empty() {
             continue;
         }
-        let ids: Vec<&str> = open.iter().map(|repair| repair.id).collect();
+        let mut ids: Vec<&str> = open.iter().map(|advisory| advisory.id).collect();
+        ids.dedup();
         let remedy = remedy(&open, &locked.version).map_or_else(String::new, |version| format!("; repaired in {version}"));
         app.find(Id::R01, "Gemfile.lock", Some(locked.line), format!("{gem} {}: {}{remedy}", locked.version, ids.join(", ")));
     }
 }
 
 /// The nearest version that repairs all of them.
-fn remedy(open: &[&Repair], version: &Version) -> Option<Version> {
-    let mut candidates: Vec<Version> =
-        open.iter().flat_map(|repair| repair.fixed.iter()).map(|text| Version::from(*text)).filter(|fixed| fixed > version).collect();
+fn remedy(open: &[Open<'_>], version: &Version) -> Option<Version> {
+    let all = open.iter().flat_map(|advisory| advisory.fixed.iter());
+    let mut candidates: Vec<Version> = all.map(|text| Version::from(*text)).filter(|fixed| fixed > version).collect();
     candidates.sort();
-    candidates.into_iter().find(|candidate| open.iter().all(|repair| repair.fixed_in(candidate)))
+    candidates.into_iter().find(|candidate| open.iter().all(|advisory| advisory.repaired_in(candidate)))
 }
+
+/// A file of advisories above is none.
+const LARGEST: u64 = 16 * 1024 * 1024;
 
 const fn all(id: &'static str, fixed: &'static [&'static str]) -> Repair {
     Repair { id, since: "", fixed }
@@ -155,8 +221,30 @@ mod tests {
     #[test]
     fn the_remedy_repairs_everything_in_the_nearest_series() {
         let version = Version::from("5.6.5");
-        let open: Vec<&Repair> = PUMA.iter().filter(|repair| !repair.fixed_in(&version)).collect();
+        let open = PUMA.iter().filter(|repair| !repair.fixed_in(&version));
+        let open: Vec<Open<'_>> = open.map(|r| Open { id: r.id, since: r.since, fixed: r.fixed.to_vec() }).collect();
         assert_eq!(open.len(), 3);
         assert_eq!(remedy(&open, &version), Some(Version::from("5.6.9")));
+    }
+
+    #[test]
+    fn a_table_of_advisories_is_read_whole_or_not_at_all() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            Advisory::read(file.path())
+        };
+        let one = read(r#"[{"gem": "devise", "id": "CVE-1", "fixed": ["4.9.5"]}]"#).unwrap();
+        assert_eq!(one, [Advisory { gem: "devise".into(), id: "CVE-1".into(), since: String::new(), fixed: vec!["4.9.5".into()] }]);
+        for bad in [
+            "",
+            "{}",
+            r#"[{"gem": "devise", "id": "CVE-1"}]"#,
+            r#"[{"gem": "devise", "id": "CVE-1", "fixed": []}]"#,
+            r#"[{"gem": "devise", "id": "CVE-1", "fixed": ["soon"]}]"#,
+            r#"[{"gem": "devise", "id": "CVE-1", "fixed": ["1.0"], "sinse": "1.0"}]"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 }

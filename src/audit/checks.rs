@@ -156,7 +156,7 @@ checks! {
         "bundle update the gem to the version named.";
     R02 Medium "No limit on request bodies"
         "One client fills the disk or the memory."
-        "http_content_length_limit in puma.rb, or buffer.limit at the proxy.";
+        "http_content_length_limit in puma.rb, or limits.body at the proxy.";
     R03 Medium "queue_requests off and open to the network"
         "Each slow client holds a thread for as long as it likes."
         "Leave queue_requests on, or let only the proxy reach Puma.";

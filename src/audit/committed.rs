@@ -82,14 +82,22 @@ fn kamal(app: &mut Application<'_>) {
     for path in app.files(".kamal").into_iter().filter(|path| path.starts_with(".kamal/secrets")) {
         let Some(text) = app.text(&path) else { continue };
         let how = if app.git.as_ref().is_some_and(|git| git.tracked(&path)) { "committed" } else { "written" };
+        let mut open: Option<char> = None;
         for (line, number) in text.lines().zip(1_u32..) {
             let line = line.trim();
+            // A value in quotes may go on: its next lines have no name.
+            if let Some(quote) = open {
+                open = open.filter(|_| !line.contains(quote));
+                continue;
+            }
             let Some((name, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
-            let value = value.trim().trim_matches(['"', '\'']);
+            let value = value.trim();
+            open = value.chars().next().filter(|first| matches!(first, '"' | '\'') && value.matches(*first).count() == 1);
+            let value = value.trim_matches(['"', '\'']);
             if value.is_empty() || value.starts_with('$') {
                 continue;
             }
-            let detail = format!("{} has a {how} value, fingerprint {}", name.trim(), secret::fingerprint(value));
+            let detail = format!("{} has a {how} value, fingerprint {}", secret::shown(name), secret::fingerprint(value));
             app.find(Id::S10, &path, Some(number), detail);
         }
     }

@@ -86,7 +86,8 @@ fn published(app: &mut Application<'_>, listeners: &[Listener]) {
         }
         let port = deployment::argument(&command.text, "-p").or_else(|| deployment::argument(&command.text, "--port"));
         if let Some(port) = port {
-            found.push((name.clone(), command.line, format!("Puma is started with --port {port}: it listens on every address")));
+            let port = port.parse::<u16>().map_or_else(|_| String::new(), |port| format!(" {port}"));
+            found.push((name.clone(), command.line, format!("Puma is started with --port{port}: it listens on every address")));
         }
         if let Some(bind) = bind.and_then(|url| Bind::parse(&url)) {
             if bind.reachable_from_outside() {

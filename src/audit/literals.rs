@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::application::{Application, is_yaml};
 use super::checks::Id;
 use super::deployment::{self, Variable};
-use super::secret::{self, Name, fingerprint};
+use super::secret::{self, Name, fingerprint, shown};
 use super::yaml::Leaf;
 use crate::puma::puma_rb::Token;
 use crate::puma::ruby::{Call, Expression, Kind};
@@ -53,7 +53,7 @@ type Found = Vec<(Id, PathBuf, u32, String)>;
 
 fn literals_of(expression: &Expression, path: &std::path::Path, found: &mut Found) {
     let mut report = |id: Id, line: u32, name: &str, kind: &str, value: &str| {
-        found.push((id, path.to_owned(), line, format!("{name} is {kind}, fingerprint {}", fingerprint(value))));
+        found.push((id, path.to_owned(), line, format!("{} is {kind}, fingerprint {}", shown(name), fingerprint(value))));
     };
     match &expression.kind {
         Kind::AssignLocal(name, value) | Kind::AssignConstant(name, value) => {
@@ -180,7 +180,8 @@ fn rails_yaml(app: &mut Application<'_>) {
 fn leaf_secret(leaf: &Leaf<'_>) -> Option<String> {
     let name = leaf.path.last()?;
     let kind = secret::kind(name, leaf.value)?;
-    Some(format!("{} is {kind}, fingerprint {}", leaf.path.join("."), fingerprint(leaf.value)))
+    let path: Vec<&str> = leaf.path.iter().map(|name| shown(name)).collect();
+    Some(format!("{} is {kind}, fingerprint {}", path.join("."), fingerprint(leaf.value)))
 }
 
 fn deployment_files(app: &mut Application<'_>) {
@@ -223,14 +224,21 @@ fn item_secret(leaf: &Leaf<'_>) -> Option<String> {
 
 fn variable_secret(variable: &Variable) -> Option<String> {
     let kind = secret::kind(&variable.name, &variable.value)?;
-    Some(format!("{} is {kind}, fingerprint {}", variable.name, fingerprint(&variable.value)))
+    Some(format!("{} is {kind}, fingerprint {}", shown(&variable.name), fingerprint(&variable.value)))
 }
 
 /// `name = "value"` lines of a TOML file.
 fn toml_secrets(text: &str) -> Vec<(u32, String)> {
+    let mut within = false;
     text.lines()
         .zip(1_u32..)
-        .filter(|(line, _)| !line.trim_start().starts_with('#'))
+        .filter(|(line, _)| {
+            // The lines of a text in three quotes have no names.
+            let was_within = within;
+            let quotes = line.matches("\"\"\"").count().max(line.matches("\'\'\'").count());
+            within ^= quotes % 2 == 1;
+            !was_within && !line.trim_start().starts_with('#')
+        })
         .filter_map(|(line, number)| {
             let (name, value) = line.split_once('=')?;
             let value = value.trim().trim_matches(['"', '\'']).to_owned();
@@ -250,7 +258,7 @@ fn images(app: &mut Application<'_>) {
         for argument in &file.arguments {
             // An ARG needs no value to be kept: what is given at build time is in the history as well.
             if secret::name(&argument.name) == Name::Secret {
-                found.push((path.clone(), argument.line, format!("ARG {}", argument.name)));
+                found.push((path.clone(), argument.line, format!("ARG {}", shown(&argument.name))));
             }
         }
     }

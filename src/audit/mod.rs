@@ -16,6 +16,7 @@ mod finding;
 mod git;
 mod listeners;
 mod literals;
+mod live;
 mod rails;
 mod render;
 mod report;
@@ -33,9 +34,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use advisories::Advisory;
 use application::Application;
 pub use checks::Id;
 pub use finding::{Finding, Place, Severity};
+pub use live::Door;
 pub use report::{Report, Waived};
 pub use runtime::{ControlAddress, ControlFacts, FileFacts, RuntimeFacts, at_start, listening, unwaived};
 pub use waiver::{Date, Waiver};
@@ -48,6 +51,10 @@ pub struct Options {
     /// Look into every commit, not only at what is tracked now.
     pub history: bool,
     pub waivers: Vec<Waiver>,
+    /// Look at what runs on this machine as well.
+    pub live: bool,
+    /// Advisories besides those that are compiled in.
+    pub advisories: Vec<Advisory>,
     /// What is known of the proxy in front.
     pub proxy: Proxy,
     pub today: Date,
@@ -91,7 +98,15 @@ impl FromStr for Format {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { environment: BTreeMap::new(), history: true, waivers: Vec::new(), proxy: Proxy::default(), today: Date::today() }
+        Self {
+            environment: BTreeMap::new(),
+            history: true,
+            waivers: Vec::new(),
+            live: false,
+            advisories: Vec::new(),
+            proxy: Proxy::default(),
+            today: Date::today(),
+        }
     }
 }
 
@@ -109,6 +124,9 @@ pub fn run(dir: &Path, options: &Options) -> Report {
         listeners::check(&mut app);
         answers::check(&mut app);
         rails::check(&mut app);
+        if options.live {
+            live::check(&mut app);
+        }
     }
     Report::new(app)
 }

@@ -55,6 +55,21 @@ pub fn kind(under: &str, value: &str) -> Option<&'static str> {
     }
 }
 
+/// A name as a report may show it. A line in the middle of a key has a `=` as well, and what stands before it is then no name.
+#[must_use]
+pub fn shown(name: &str) -> &str {
+    let name = name.trim();
+    let is_word = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '?' | '='));
+    let is_spoken = name.split(['_', '-', '.']).all(|word| word.len() <= LONGEST_WORD && !is_mixed(word));
+    if is_word && is_spoken && known_form(name).is_none() { name } else { "a value" }
+}
+
+/// Digits, capitals and small letters in one word: base64, or a password.
+fn is_mixed(word: &str) -> bool {
+    let has = |of: fn(&char) -> bool| word.chars().any(|c| of(&c));
+    has(char::is_ascii_digit) && has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase)
+}
+
 /// Values that are secrets whatever their name.
 #[must_use]
 pub fn known_form(value: &str) -> Option<&'static str> {
@@ -123,6 +138,9 @@ fn entropy(value: &str) -> f64 {
 /// `_key` are short.
 const ENTROPY: f64 = 3.5;
 
+/// `accelerationstructure` is a word; a line of base64 has 64 characters.
+const LONGEST_WORD: usize = 22;
+
 /// Shorter values under a secret's name are placeholders such as `x`.
 const SHORTEST: usize = 4;
 
@@ -172,6 +190,16 @@ mod tests {
             ("encryption_key", "qT8vLk2mZ0xR5nBw"),
         ] {
             assert!(kind(under, value).is_some(), "{under}");
+        }
+    }
+
+    #[test]
+    fn only_a_name_is_shown_as_one() {
+        for name in ["DATABASE_PASSWORD", "x-api-key", "production.primary.password", "secret_key_base="] {
+            assert_eq!(shown(name), name);
+        }
+        for value in ["bm90IGEga2V5bm90IGEga2V5", "hunter2 is", "AKIAIOSFODNN7EXAMPLE", "MIIE/abc+", "kR3x9Wq", "", "postgres://a:b@c"] {
+            assert_eq!(shown(value), "a value");
         }
     }
 

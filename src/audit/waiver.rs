@@ -45,7 +45,7 @@ impl Waiver {
     #[must_use]
     pub fn fault(&self, today: Date) -> Option<String> {
         if Id::parse(&self.id).is_none() {
-            Some(format!("no check has the name {}", self.id))
+            Some("a waiver names no check".to_owned())
         } else if self.reason.trim().is_empty() {
             Some(format!("the waiver of {} gives no reason", self.id))
         } else if self.until < today {
@@ -67,7 +67,10 @@ impl Waiver {
         let reason = words.collect::<Vec<_>>().join(" ");
         Some(match dated {
             Some(until) => Ok(Self { id, path: None, reason, until }),
-            None => Err(format!("the waiver of {id} has no date: `palisade:ignore {id} until <year>-<month>-<day> <reason>`")),
+            None => {
+                let id = Id::parse(&id).map_or("<check>", Id::name);
+                Err(format!("a waiver has no date: `palisade:ignore {id} until <year>-<month>-<day> <reason>`"))
+            }
         })
     }
 }

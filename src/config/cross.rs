@@ -13,6 +13,7 @@ use crate::{
         tls::ClientAuthMode,
     },
     admin::Listen,
+    layers::websocket::is_origin,
     units::{Auto, ByteSize},
 };
 
@@ -223,6 +224,11 @@ fn fields(found: &mut Found<'_>) {
         ("sensitive.deny", config.sensitive.deny.0.iter().all(is_path), "paths, which begin with /"),
         ("framing.methods", config.framing.methods.0.iter().all(|method| is_method(method)), "methods in capitals, such as \"GET\""),
         ("framing.websocket_paths", config.framing.websocket_paths.0.iter().all(is_path), "paths, which begin with /"),
+        (
+            "websocket.origins",
+            config.websocket.origins.0.iter().all(|entry| is_origin(entry)),
+            "origins, such as \"https://shop.example.com\", or \"*\"",
+        ),
         ("upstream.health.path", config.upstream.health.path.as_ref().is_none_or(is_path), "a path, which begins with /"),
         ("host.default", config.host.default.as_ref().is_none_or(|host| is_host(host)), "a host name, such as \"shop.example.com\""),
         (

@@ -36,7 +36,9 @@ use self::{headers::Headers, limits::Limits, server::Server, source::Layer};
 use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
-    layers::{answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill},
+    layers::{
+        answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill, websocket,
+    },
     log, overload,
     units::OneOrMany,
     upstream,
@@ -79,6 +81,8 @@ pub struct Config {
     pub buffer: spill::Config,
     /// What a request may look like.
     pub framing: normalize::Config,
+    /// Who may open WebSockets, and how many.
+    pub websocket: websocket::Config,
     /// Which hosts are answered for, besides `domains`.
     pub host: host::Config,
     /// Fields that Palisade sets or takes away.
@@ -134,6 +138,7 @@ impl Config {
     /// Tells modules what stands elsewhere in the file.
     fn hand_down(&mut self) {
         self.host.domains = self.domains.clone();
+        self.websocket.domains = self.domains.clone();
         self.conceal = self.headers.conceal();
         self.framing.fields = usize::from(self.limits.header_count);
     }
@@ -157,6 +162,7 @@ impl Default for Config {
             limits: Limits::default(),
             buffer: spill::Config::default(),
             framing: normalize::Config::default(),
+            websocket: websocket::Config::default(),
             host: host::Config::default(),
             headers: Headers::default(),
             sensitive: sensitive::Config::default(),

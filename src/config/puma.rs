@@ -1,8 +1,8 @@
-//! `upstream = "puma"`: Puma's addresses as `config/puma.rb` binds them, read without running it.
+//! `upstream = "puma"`: Puma's addresses as `config/puma.rb` binds them, and its control server, read without running it.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use figment::value::{Dict, Tag, Value};
@@ -11,7 +11,7 @@ use super::{
     problem::{Place, Problem},
     source::{Inputs, Layer},
 };
-use crate::puma::{self, Bind, PumaRb};
+use crate::puma::{self, Bind, PumaRb, puma_rb::ControlUrl};
 
 /// Writes the addresses in place of the word, wherever a source has it.
 pub(super) fn resolve(layers: &mut [Layer], inputs: &Inputs, problems: &mut Vec<Problem>) {
@@ -24,7 +24,7 @@ pub(super) fn resolve(layers: &mut [Layer], inputs: &Inputs, problems: &mut Vec<
         }
         upstream.remove("address");
         match read(Path::new(&app), inputs) {
-            Ok((file, addresses)) => write(upstream, &file, addresses),
+            Ok(puma) => puma.write(upstream),
             Err((what, remedy)) => problems.push(Problem::new(place, KEY, what, remedy)),
         }
     }
@@ -38,14 +38,31 @@ fn is_word(address: &Value) -> bool {
     }
 }
 
-fn write(upstream: &mut Dict, file: &Path, addresses: Vec<String>) {
-    let list = addresses.into_iter().map(Value::from).collect();
-    upstream.insert("address".to_owned(), Value::Array(Tag::Default, list));
-    upstream.entry("puma_config".to_owned()).or_insert_with(|| file.to_string_lossy().into_owned().into());
+/// What `config/puma.rb` says about the ways to Puma.
+struct Found {
+    file: PathBuf,
+    addresses: Vec<String>,
+    control: Option<String>,
+    state: Option<PathBuf>,
+}
+
+impl Found {
+    /// Writes it down where the source itself says nothing.
+    fn write(self, upstream: &mut Dict) {
+        let list = self.addresses.into_iter().map(Value::from).collect();
+        upstream.insert("address".to_owned(), Value::Array(Tag::Default, list));
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let more = [("puma_config", Some(text(self.file))), ("control_url", self.control), ("control_state_file", self.state.map(text))];
+        for (key, value) in more {
+            if let Some(value) = value {
+                upstream.entry(key.to_owned()).or_insert_with(|| value.into());
+            }
+        }
+    }
 }
 
 /// The file that Puma would read, and where it makes Puma listen; or what is wrong, and what to do.
-fn read(app: &Path, inputs: &Inputs) -> Result<(std::path::PathBuf, Vec<String>), (String, String)> {
+fn read(app: &Path, inputs: &Inputs) -> Result<Found, (String, String)> {
     let instead = "write Puma's address, such as upstream = \"unix:/run/shop/puma.sock\"";
     // The sentence of a file that is not Ruby names the line and quotes nothing.
     let found = puma::read(app, &|name| inputs.variable(name)).map_err(|error| (error.to_string(), instead.to_owned()))?;
@@ -58,14 +75,25 @@ fn read(app: &Path, inputs: &Inputs) -> Result<(std::path::PathBuf, Vec<String>)
         return Err(unknown("not every bind can be known without running it".to_owned()));
     }
     let addresses = listeners(&found, app).map_err(unknown)?;
-    Ok((file, addresses))
+    let control = found.control.value().and_then(|control| match &control.url {
+        ControlUrl::At(Bind::Unix { path, .. }) => Some(format!("unix:{}", absolute(app, path).display())),
+        ControlUrl::At(Bind::Tcp { host, port }) => reachable(host, *port).map(|address| format!("http://{address}")),
+        // TLS would need its certificate; the others cannot be known, or are in a folder that is made up at each start.
+        ControlUrl::At(Bind::Ssl { .. } | Bind::Abstract { .. }) | ControlUrl::Auto | ControlUrl::Invalid | ControlUrl::Unknown => None,
+    });
+    let state = found.state_path.value().filter(|_| control.is_some()).map(|path| absolute(app, Path::new(path)));
+    Ok(Found { file, addresses, control, state })
+}
+
+fn absolute(app: &Path, path: &Path) -> PathBuf {
+    std::path::absolute(app.join(path)).unwrap_or_else(|_| app.join(path))
 }
 
 fn listeners(found: &PumaRb, app: &Path) -> Result<Vec<String>, String> {
     let mut addresses = Vec::new();
     for listener in found.listeners() {
         let address = match &listener.bind {
-            Bind::Unix { path, .. } => format!("unix:{}", std::path::absolute(app.join(path)).unwrap_or_else(|_| app.join(path)).display()),
+            Bind::Unix { path, .. } => format!("unix:{}", absolute(app, path).display()),
             Bind::Tcp { host, port } => {
                 format!("http://{}", reachable(host, *port).ok_or_else(|| format!("line {} binds a host name", listener.line))?)
             }

@@ -1,4 +1,5 @@
 mod broken;
+mod shape;
 
 use std::{ffi::OsString, os::unix::fs::PermissionsExt, path::Path};
 

@@ -39,9 +39,12 @@ pub struct Notes {
     finished: AtomicU64,
     body: AtomicU64,
     worker: AtomicU32,
+    route: AtomicU32,
+    limit: OnceLock<Arc<str>>,
     observed: AtomicU64,
     client: OnceLock<IpAddr>,
-    limit: OnceLock<Box<[(HeaderName, HeaderValue); 2]>>,
+    direct: AtomicBool,
+    quota: OnceLock<Box<[(HeaderName, HeaderValue); 2]>>,
     hinted: AtomicBool,
     hints: Mutex<Vec<HeaderMap>>,
 }
@@ -72,9 +75,12 @@ impl Notes {
             finished: AtomicU64::new(0),
             body: AtomicU64::new(0),
             worker: AtomicU32::new(u32::MAX),
+            route: AtomicU32::new(0),
+            limit: OnceLock::new(),
             observed: AtomicU64::new(0),
             client: OnceLock::new(),
-            limit: OnceLock::new(),
+            direct: AtomicBool::new(false),
+            quota: OnceLock::new(),
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
@@ -82,7 +88,12 @@ impl Notes {
 
     /// Notes that a moment is now.
     pub fn mark(&self, moment: Moment) {
-        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.mark_at(moment, Instant::now());
+    }
+
+    /// Notes when a moment was, for whoever has just looked at the clock.
+    pub fn mark_at(&self, moment: Moment, at: Instant) {
+        let micros = u64::try_from(at.saturating_duration_since(self.started).as_micros()).unwrap_or(u64::MAX);
         self.cell(moment).store(micros.max(1), Relaxed);
     }
 
@@ -104,6 +115,16 @@ impl Notes {
         self.client.get().copied()
     }
 
+    /// Notes that nobody speaks for the client: what the application learns of it is [`Client::family`].
+    pub fn is_direct(&self) {
+        self.direct.store(true, Relaxed);
+    }
+
+    /// The field lines about a client for whom nobody speaks; `None` where the fields of the request tell of it.
+    pub fn family<'a>(&self, client: &'a Client) -> Option<&'a Bytes> {
+        client.family.get().filter(|_| self.direct.load(Relaxed))
+    }
+
     /// Notes the request id (`request_id` does, once); the first one stays.
     pub fn identify(&self, id: HeaderValue) {
         self.id.get_or_init(|| id);
@@ -116,12 +137,12 @@ impl Notes {
 
     /// Notes the fields about the rate limit that is exceeded, for the refusal's answer.
     pub fn limited(&self, fields: [(HeaderName, HeaderValue); 2]) {
-        self.limit.get_or_init(|| Box::new(fields));
+        self.quota.get_or_init(|| Box::new(fields));
     }
 
     /// Fields that the answer to a refusal carries.
-    pub fn limit(&self) -> &[(HeaderName, HeaderValue)] {
-        self.limit.get().map_or(&[], |fields| fields.as_slice())
+    pub fn quota(&self) -> &[(HeaderName, HeaderValue)] {
+        self.quota.get().map_or(&[], |fields| fields.as_slice())
     }
 
     /// Notes the length of the request body.
@@ -142,6 +163,26 @@ impl Notes {
     /// The index of Puma's worker (or socket), once the request was sent.
     pub fn worker(&self) -> Option<u32> {
         Some(self.worker.load(Relaxed)).filter(|w| *w != u32::MAX)
+    }
+
+    /// Notes which `[[route]]` holds, counted from 1 as they stand in the file.
+    pub fn routed_by(&self, number: u32) {
+        self.route.store(number, Relaxed);
+    }
+
+    /// The number of the `[[route]]` that holds; `None` where none does.
+    pub fn route(&self) -> Option<u32> {
+        Some(self.route.load(Relaxed)).filter(|number| *number > 0)
+    }
+
+    /// Notes the name of the `[[rate_limit]]` that is exceeded; the first one stays.
+    pub fn limited_by(&self, name: &Arc<str>) {
+        self.limit.get_or_init(|| Arc::clone(name));
+    }
+
+    /// The `[[rate_limit]]` that refused, or would have in mode `enforce`.
+    pub fn limit(&self) -> Option<&str> {
+        self.limit.get().map(|name| &**name)
     }
 
     /// Notes a rule that repaired something, or would have refused in mode `enforce`.

@@ -11,7 +11,11 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{guard::rule::Rule, http::one::reader::Reader, log::Settle, refusal::Refusal};
+use crate::{
+    http::{one::reader::Reader, two::Incoming},
+    log::Settle,
+    refusal::Refusal,
+};
 
 /// A request body on its way in.
 #[derive(Debug)]
@@ -23,7 +27,7 @@ pub enum Received {
     /// It is read from an HTTP/1 connection.
     One(Box<Reader>),
     /// It is read from an HTTP/2 stream.
-    Two(hyper::body::Incoming),
+    Two(Incoming),
 }
 
 /// An answer's body that can be taken off Puma while its client is not reading.
@@ -75,7 +79,7 @@ impl Body for Received {
             Received::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Received::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Received::One(reader) => reader.poll_data(cx).map(|next| next.map(|data| data.map(Frame::data))),
-            Received::Two(incoming) => Pin::new(incoming).poll_frame(cx).map(|next| next.map(|frame| frame.map_err(|e| stream_error(&e)))),
+            Received::Two(incoming) => incoming.poll_data(cx).map(|next| next.map(|data| data.map(Frame::data))),
         }
     }
 
@@ -96,9 +100,4 @@ impl Body for Received {
             Received::Two(incoming) => incoming.size_hint(),
         }
     }
-}
-
-/// A stream that ends badly is the client going away, unless the library found its length or its fields wrong.
-fn stream_error(error: &hyper::Error) -> Refusal {
-    if error.is_parse() { Refusal::BadFraming(Rule::T14) } else { Refusal::ClientAbort }
 }

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod one;
 pub mod two;
 pub mod upgrade;
+pub mod websocket;
 
 use std::{
     sync::{

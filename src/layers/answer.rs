@@ -177,7 +177,7 @@ where
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id.clone());
         }
-        for (name, value) in this.notes.iter().flat_map(|notes| notes.limit()) {
+        for (name, value) in this.notes.iter().flat_map(|notes| notes.quota()) {
             response.headers_mut().insert(name, value.clone());
         }
         if status == StatusCode::METHOD_NOT_ALLOWED

@@ -75,6 +75,12 @@ impl Bans {
         self.rules.iter().flat_map(|rule| rule.list(now)).collect()
     }
 
+    /// Every rule with the number of its bans that hold.
+    pub fn report(&self) -> impl Iterator<Item = (&str, usize)> {
+        let now = self.epoch.elapsed();
+        self.rules.iter().map(move |rule| (rule.name(), rule.list(now).len()))
+    }
+
     /// Bans a client by hand under the first rule; false where there is no rule.
     pub fn add(&self, client: IpAddr, time: Duration) -> bool {
         let now = self.epoch.elapsed();

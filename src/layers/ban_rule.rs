@@ -322,6 +322,7 @@ fn is_severe(refusal: Refusal) -> bool {
         | Refusal::UpstreamRefused
         | Refusal::UpstreamTimeout
         | Refusal::UpstreamReset
+        | Refusal::WebSocketFull
         | Refusal::UpstreamBad(_) => false,
     }
 }

@@ -220,7 +220,8 @@ where
         let complete = Complete { content, slot: None };
         if let Some(arrival) = arrival {
             arrival.notes.body_length(complete.length().unwrap_or(0));
-            arrival.notes.mark(Moment::Complete);
+            // Nothing was waited for: the request was whole with its head.
+            arrival.notes.mark_at(Moment::Complete, arrival.notes.started);
         }
         Buffered::Direct { future: self.inner.call(Request::from_parts(parts, complete)) }
     }

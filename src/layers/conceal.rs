@@ -17,6 +17,7 @@ use http::{
     header::{REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS},
 };
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -89,26 +90,27 @@ struct Preset {
     mode: Mode,
     telltale: Vec<HeaderName>,
     found: Arc<AtomicU64>,
+    /// Strict-Transport-Security only over https.
     add: Vec<(HeaderName, HeaderValue)>,
-    hsts: Option<HeaderValue>,
 }
 
 impl ConcealLayer {
     /// From the configuration; `found` counts answers that told something, also where they are only observed.
     pub fn new(config: Config, found: Arc<AtomicU64>) -> Self {
         let telltale = config.response_remove.0.iter().filter_map(|name| name.parse().ok()).collect();
+        let hsts = match config.hsts {
+            Hsts::For(time) => ["max-age=", itoa::Buffer::new().format(time.get().as_secs())].concat(),
+            Hsts::Off(Off::Off) => String::new(),
+        };
         let named = [
+            (STRICT_TRANSPORT_SECURITY, hsts.as_str()),
             (X_CONTENT_TYPE_OPTIONS, if config.nosniff { "nosniff" } else { "" }),
             (X_FRAME_OPTIONS, config.frame.as_str()),
             (REFERRER_POLICY, config.referrer.as_str()),
         ];
         let add = named.into_iter().filter(|(_, value)| !value.is_empty());
         let add = add.filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect();
-        let hsts = match config.hsts {
-            Hsts::For(time) => HeaderValue::from_str(&["max-age=", itoa::Buffer::new().format(time.get().as_secs())].concat()).ok(),
-            Hsts::Off(Off::Off) => None,
-        };
-        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found, add, hsts }) }
+        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found, add }) }
     }
 }
 
@@ -169,19 +171,22 @@ impl Amend for Change {
 
 impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
-        let tells = match self.mode {
-            Mode::Enforce => self.telltale.iter().filter(|name| headers.remove(*name).is_some()).count() > 0,
-            Mode::Observe => self.telltale.iter().any(|name| headers.contains_key(name)),
-            Mode::Off => false,
-        };
-        if tells {
+        // One look at the few fields that an answer has, instead of a look-up for each that it might have.
+        let mut telling: SmallVec<[&HeaderName; 4]> = SmallVec::new();
+        let mut missing: SmallVec<[&(HeaderName, HeaderValue); 4]> =
+            self.add.iter().filter(|(name, _)| https || *name != STRICT_TRANSPORT_SECURITY).collect();
+        for name in headers.keys() {
+            telling.extend(self.telltale.iter().filter(|telltale| *telltale == name));
+            missing.retain(|(wanted, _)| wanted != name);
+        }
+        if !telling.is_empty() && self.mode != Mode::Off {
             self.found.fetch_add(1, Relaxed);
         }
-        for (name, value) in &self.add {
-            headers.entry(name).or_insert_with(|| value.clone());
+        if self.mode == Mode::Enforce {
+            telling.into_iter().for_each(|name| drop(headers.remove(name)));
         }
-        if let Some(hsts) = self.hsts.as_ref().filter(|_| https) {
-            headers.entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+        for (name, value) in missing {
+            headers.insert(name, value.clone());
         }
     }
 }

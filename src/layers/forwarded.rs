@@ -115,19 +115,23 @@ impl Rules {
             return;
         };
         let client = &arrival.client;
+        if !client.trusted {
+            if self.clear(&mut head.headers) {
+                arrival.notes.observe(Rule::T8);
+            }
+            // The same for every request of the connection: `canonical` writes it as it is, and the host beside it.
+            client.family.get_or_init(|| family(client));
+            arrival.notes.is_direct();
+            return;
+        }
         let address = self.trusted.client(client, &head.headers);
         let list = self.list(client, address, &head.headers);
         let (proto, port) = scheme_and_port(client, &head.headers);
-        if self.clear(&mut head.headers) && !client.trusted {
-            arrival.notes.observe(Rule::T8);
+        self.clear(&mut head.headers);
+        if address != client.ip {
+            arrival.notes.attribute(address);
         }
-        let address = match address == client.ip {
-            true => client.text.get_or_init(|| text_of(address)).clone(),
-            false => {
-                arrival.notes.attribute(address);
-                text_of(address)
-            }
-        };
+        let address = text_of(address);
         let headers = &mut head.headers;
         if let Some(host) = headers.get(HOST).cloned() {
             headers.insert(X_FORWARDED_HOST, host);
@@ -163,6 +167,19 @@ impl Rules {
     }
 }
 
+/// The family of a client for whom nobody speaks, but for the host, which is each request's own.
+fn family(client: &Client) -> Bytes {
+    let (proto, port) = scheme_and_port(client, &HeaderMap::new());
+    let address = text_of(client.ip);
+    let mut lines = Vec::with_capacity(LONGEST_FAMILY);
+    for (name, value) in [(X_FORWARDED_FOR, &address), (X_REAL_IP, &address), (X_FORWARDED_PROTO, &proto), (X_FORWARDED_PORT, &port)] {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            lines.extend_from_slice(part);
+        }
+    }
+    Bytes::from(lines.into_boxed_slice())
+}
+
 /// The connection's scheme and port, or what a trusted peer says that the client used.
 fn scheme_and_port(client: &Client, headers: &HeaderMap) -> (HeaderValue, HeaderValue) {
     let said = headers.get(X_FORWARDED_PROTO).filter(|_| client.trusted).map(HeaderValue::as_bytes);
@@ -190,7 +207,6 @@ fn scheme_and_port(client: &Client, headers: &HeaderMap) -> (HeaderValue, Header
     let port = match port {
         80 => HeaderValue::from_static("80"),
         443 => HeaderValue::from_static("443"),
-        port if port == client.local_port => client.port_text.get_or_init(|| HeaderValue::from(port)).clone(),
         port => HeaderValue::from(port),
     };
     (proto, port)
@@ -222,6 +238,7 @@ const METHOD_OVERRIDE: [HeaderName; 3] = [
     HeaderName::from_static("x-method-override"),
 ];
 const LONGEST_ADDRESS: usize = 45;
+const LONGEST_FAMILY: usize = 192;
 
 #[cfg(test)]
 mod tests {
@@ -235,6 +252,13 @@ mod tests {
         }
         let mut head = request.body(()).unwrap().into_parts().0;
         ForwardedLayer::new(config, trusted).rules.replace(&mut head);
+        let arrival = head.extensions.get::<Arrival>().unwrap();
+        if let Some(family) = arrival.notes.family(&arrival.client) {
+            for line in std::str::from_utf8(family).unwrap().split_terminator("\r\n") {
+                let (name, value) = line.split_once(": ").unwrap();
+                head.headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+        }
         head.headers
     }
 
@@ -272,14 +296,7 @@ mod tests {
         list.sort();
         assert_eq!(
             list,
-            [
-                "host: shop.example",
-                "x-forwarded-for: 192.0.2.1",
-                "x-forwarded-host: shop.example",
-                "x-forwarded-port: 80",
-                "x-forwarded-proto: http",
-                "x-real-ip: 192.0.2.1",
-            ]
+            ["host: shop.example", "x-forwarded-for: 192.0.2.1", "x-forwarded-port: 80", "x-forwarded-proto: http", "x-real-ip: 192.0.2.1",]
         );
     }
 

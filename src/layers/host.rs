@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use foldhash::fast::RandomState;
 use http::{HeaderMap, HeaderValue, Request, Response, Version, header::HOST, request::Parts, uri::Scheme};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -118,13 +119,13 @@ struct Served {
 /// Names and wildcards, each with a number.
 #[derive(Debug)]
 struct Names {
-    exact: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
+    exact: HashMap<Box<str>, usize, RandomState>,
+    below: HashMap<Box<str>, usize, RandomState>,
 }
 
 impl Names {
     fn new<'a>(names: impl Iterator<Item = (&'a str, usize)>) -> Self {
-        let mut all = Names { exact: HashMap::new(), below: HashMap::new() };
+        let mut all = Names { exact: HashMap::default(), below: HashMap::default() };
         for (name, number) in names {
             match name.strip_prefix("*.") {
                 Some(parent) => all.below.insert(lower(parent), number),

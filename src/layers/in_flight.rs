@@ -231,7 +231,7 @@ impl<S> InFlight<S> {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::None | Content::File(_) => 0,
         };
-        let client = ClientKey::of(arrival.client.ip);
+        let client = ClientKey::of(arrival.notes.client().unwrap_or(arrival.client.ip));
         Some(Ask { client, lane: lane(request), class: self.classes.of(request.uri().path()), memory })
     }
 }
@@ -286,7 +286,7 @@ impl<R, F: Future<Output = Result<R, Refusal>>> Future for Admitted<R, F> {
 
 fn admit(request: &mut Request<Complete>, slot: Slot) {
     if let Some(arrival) = request.extensions().get::<Arrival>() {
-        arrival.notes.mark(Moment::Admitted);
+        arrival.notes.mark_at(Moment::Admitted, slot.since());
     }
     request.body_mut().admit(slot);
 }

@@ -47,6 +47,7 @@ pub mod shield_config;
 pub mod slots;
 pub mod spill;
 pub mod target_view;
+pub mod websocket;
 
 use std::convert::Infallible;
 
@@ -83,6 +84,8 @@ pub struct Layers {
     pub route: route::RouteLayer,
     /// `[headers]`.
     pub forwarded: forwarded::ForwardedLayer,
+    /// `[websocket]`.
+    pub websocket: websocket::WebSocketLayer,
     /// `[shield]`, the head.
     pub shield: shield::ShieldLayer,
     /// `[buffer]`.
@@ -127,6 +130,7 @@ where
         .layer(layers.normalize) // from here on there is one spelling
         .layer(layers.route) // what holds for this path alone
         .layer(layers.forwarded) // the client's word on itself is gone, ours is set
+        .layer(layers.websocket) // whose pages may open sockets, and how many
         .layer(layers.shield) // Rack's known weak spots in fields
         .layer(layers.relay) // outside in_flight: Puma's thread is free when Puma is done
         .layer(layers.buffer) // from here on requests are complete; slow senders wait here, without a slot

@@ -61,7 +61,7 @@ pub struct Report<'a> {
 
 #[derive(Debug)]
 struct Rule {
-    name: Box<str>,
+    name: Arc<str>,
     matches: Match,
     key: Vec<KeyPart>,
     cost: std::num::NonZeroU32,
@@ -132,6 +132,7 @@ impl Limits {
                 }
                 Ok(Err(until)) => {
                     rule.limited.fetch_add(1, Relaxed);
+                    arrival.notes.limited_by(&rule.name);
                     if mode == Mode::Enforce {
                         let wait = until.wait_time_from(rule.buckets.clock().now());
                         let after = seconds(wait).max(1);
@@ -430,7 +431,7 @@ mod tests {
         assert!(limits.check(&ask()).is_ok());
         let refused = ask();
         assert_eq!(limits.check(&refused).err(), Some(Refusal::RateLimited { after: 6 }));
-        let fields = refused.extensions().get::<Arrival>().unwrap().notes.limit().to_vec();
+        let fields = refused.extensions().get::<Arrival>().unwrap().notes.quota().to_vec();
         let expected = [(RATELIMIT_POLICY, "\"tight\";q=10;w=60"), (RATELIMIT, "\"tight\";r=0;t=6")];
         assert_eq!(fields, expected.map(|(name, value)| (name, HeaderValue::from_static(value))));
     }

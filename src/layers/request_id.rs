@@ -7,6 +7,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use serde::{Deserialize, Serialize};
 use tower_layer::Layer;
 use tower_service::Service;
-use uuid::{Uuid, fmt::Hyphenated};
+use uuid::{Builder, fmt::Hyphenated};
 
 use super::outcome::{Amend, Amended};
 use crate::{http::arrival::Arrival, refusal::Refusal};
@@ -79,11 +80,13 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let trusted = self.config.trust && request.extensions().get::<Arrival>().is_some_and(|a| a.client.trusted);
-        let id = trusted.then(|| sent(request.headers())).flatten().unwrap_or_else(generated);
-        request.headers_mut().insert(X_REQUEST_ID, id.clone());
-        if let Some(arrival) = request.extensions().get::<Arrival>() {
+        let id = trusted.then(|| sent(request.headers())).flatten();
+        let arrival = request.extensions().get::<Arrival>();
+        let id = id.unwrap_or_else(|| generated(arrival.map_or_else(SystemTime::now, |arrival| arrival.notes.at)));
+        if let Some(arrival) = arrival {
             arrival.notes.identify(id.clone());
         }
+        request.headers_mut().insert(X_REQUEST_ID, id.clone());
         Amended::new(self.inner.call(request), SetOnAnswer(self.config.answer.then_some(id)))
     }
 }
@@ -109,9 +112,12 @@ fn sent(headers: &HeaderMap) -> Option<HeaderValue> {
     (fits && values.next().is_none()).then(|| id.clone())
 }
 
-fn generated() -> HeaderValue {
+fn generated(at: SystemTime) -> HeaderValue {
+    let millis = at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let mut random = [0; 10];
+    fastrand::fill(&mut random);
     let mut text = [0; Hyphenated::LENGTH];
-    let text = Uuid::now_v7().hyphenated().encode_lower(&mut text);
+    let text = Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated().encode_lower(&mut text);
     HeaderValue::from_maybe_shared(Bytes::copy_from_slice(text.as_bytes())).unwrap_or(HeaderValue::from_static("none"))
 }
 
@@ -120,6 +126,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[cfg(test)]
 mod tests {
     use tower::{ServiceExt, service_fn};
+    use uuid::Uuid;
 
     use super::{
         super::fixture::{arrived, trusted},

@@ -120,9 +120,10 @@ impl Routes {
         let arrival = request.extensions().get::<Arrival>().ok_or(Refusal::Internal)?;
         let path = self.reads_paths.then(|| target_view::understood(&arrival.target));
         let path = path.as_deref().unwrap_or_default();
-        let Some(route) = self.list.iter().find(|route| route.matches.route(request, path).is_some()) else {
+        let Some((number, route)) = (1..).zip(&self.list).find(|(_, route)| route.matches.route(request, path).is_some()) else {
             return Ok(());
         };
+        arrival.notes.routed_by(number);
         if !route.allow.0.is_empty() {
             let client = self.trusted.client(&arrival.client, request.headers());
             if !route.allow.0.iter().any(|network| network.contains(&client)) {

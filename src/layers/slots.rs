@@ -43,6 +43,8 @@ pub struct Slot {
     worker: u32,
     ask: Ask,
     since: Instant,
+    /// When Puma's last byte came, where that is known to the microsecond.
+    until: Option<Instant>,
     stuck: bool,
 }
 
@@ -71,12 +73,12 @@ impl Slots {
 
     /// The threads of each worker.
     pub fn set_workers(&self, limits: &[u32]) {
-        self.shared.change(|admission, now| admission.set_workers(limits, now));
+        self.shared.change(Instant::now(), |admission, now| admission.set_workers(limits, now));
     }
 
     /// A worker cannot be reached (or can be again).
     pub fn set_down(&self, worker: u32, down: bool) {
-        self.shared.change(|admission, now| admission.set_down(worker, down, now));
+        self.shared.change(Instant::now(), |admission, now| admission.set_down(worker, down, now));
     }
 
     /// A thread at once, or none.
@@ -98,7 +100,7 @@ impl Slots {
     pub fn enqueue(&self, ask: Ask) -> Result<Waiting, Full> {
         let (ticket, grant) = oneshot::channel();
         let mut place = Err(Full { after: Duration::ZERO });
-        self.shared.change(|admission, now| place = admission.enqueue(ask, ticket, now));
+        self.shared.change(Instant::now(), |admission, now| place = admission.enqueue(ask, ticket, now));
         Ok(Waiting { shared: Arc::clone(&self.shared), place: place?, grant })
     }
 
@@ -130,7 +132,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.shared.change(|admission, now| admission.leave(self.place, now));
+        self.shared.change(Instant::now(), |admission, now| admission.leave(self.place, now));
     }
 }
 
@@ -142,14 +144,24 @@ impl Slot {
 
     /// Exchanges the thread for one of another worker that is free now.
     pub fn move_away(&mut self) -> bool {
-        let moved = self.shared.lock().move_away(self.worker);
+        let moved = self.shared.lock().move_away(self.worker, Instant::now());
         self.worker = moved.unwrap_or(self.worker);
         moved.is_some()
     }
 
+    /// Since when it is held, or since when Puma has the request.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// The request goes to Puma now: what was waited before says nothing about Puma.
-    pub fn sent(&mut self) {
-        self.since = Instant::now();
+    pub fn sent(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// Puma's last byte came at `now`.
+    pub fn finish(mut self, now: Instant) {
+        self.until = Some(now);
     }
 
     /// The answer is an event stream: it counts to that lane.
@@ -167,8 +179,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let measured = (!self.stuck && self.ask.lane == Lane::Normal).then(|| self.since.elapsed());
-        self.shared.change(|admission, _| admission.release(self.worker, &self.ask, self.stuck, measured));
+        let now = self.until.unwrap_or_else(Instant::now);
+        let measured = (!self.stuck && self.ask.lane == Lane::Normal).then(|| now.saturating_duration_since(self.since));
+        self.shared.change(now, |admission, _| admission.release(self.worker, &self.ask, self.stuck, measured));
     }
 }
 
@@ -179,12 +192,11 @@ impl Shared {
     }
 
     fn slot(self: &Arc<Self>, worker: u32, ask: Ask, now: Instant) -> Slot {
-        Slot { shared: Arc::clone(self), worker, ask, since: now, stuck: false }
+        Slot { shared: Arc::clone(self), worker, ask, since: now, until: None, stuck: false }
     }
 
     /// Changes something, then hands out what has become free.
-    fn change(self: &Arc<Self>, act: impl FnOnce(&mut Admission<oneshot::Sender<Slot>>, Instant)) {
-        let now = Instant::now();
+    fn change(self: &Arc<Self>, now: Instant, act: impl FnOnce(&mut Admission<oneshot::Sender<Slot>>, Instant)) {
         let mut granted = SmallVec::<[(oneshot::Sender<Slot>, Slot); 2]>::new();
         let mut admission = self.lock();
         act(&mut admission, now);

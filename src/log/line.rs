@@ -116,12 +116,16 @@ impl Line<'_> {
         fields.text(key!("end"), self.end.label().as_bytes());
         fields.text(key!("rule"), self.end.rule().map_or("", Rule::id).as_bytes());
         if let Some(notes) = self.notes {
+            fields.text(key!("limit"), notes.limit().unwrap_or_default().as_bytes());
             fields.rules(key!("observed"), notes);
         }
     }
 
     /// The phases follow each other, so that they add up to the total: receive, queue, Puma up to its head, send.
     fn times(&self, fields: &mut Fields<'_>, notes: &Notes) {
+        if let Some(route) = notes.route() {
+            fields.number(key!("route"), u64::from(route));
+        }
         if let Some(worker) = notes.worker() {
             fields.number(key!("worker"), u64::from(worker));
         }
@@ -338,12 +342,15 @@ mod tests {
             hostile.notes.mark(moment);
         }
         hostile.notes.sent_to(3);
+        hostile.notes.routed_by(2);
+        hostile.notes.limited_by(&"login".into());
         hostile.notes.observe(Rule::T5);
         hostile.notes.observe(Rule::T8);
         let line: serde_json::Value = serde_json::from_str(&hostile.write(Format::Json)).unwrap();
         let sum: f64 = ["recv_ms", "queue_ms", "upstream_ms", "send_ms"].iter().map(|key| line[key].as_f64().unwrap()).sum();
         assert!((sum - 9.0).abs() < 0.01, "{line}");
         assert_eq!((&line["worker"], &line["observed"]), (&3.into(), &"T5,T8".into()));
+        assert_eq!((&line["route"], &line["limit"]), (&2.into(), &"login".into()));
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn is_loopback(host: &str) -> bool {
 
 fn host_and_port(authority: &str) -> Option<(String, u16)> {
     let (host, port) = authority.rsplit_once(':')?;
-    if host.is_empty() || (host.contains(':') && !host.starts_with('[')) {
+    if host.is_empty() || host.contains('@') || (host.contains(':') && !host.starts_with('[')) {
         return None;
     }
     Some((host.to_owned(), port.parse().ok()?))
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_bind() {
-        for url in ["", "unix://", "tcp://nohost", "tcp://:80", "http://x:1", "tcp://::1:80", "tcp://h:99999"] {
+        for url in ["", "unix://", "tcp://nohost", "tcp://:80", "http://x:1", "tcp://::1:80", "tcp://h:99999", "tcp://x@h:80"] {
             assert_eq!(Bind::parse(url), None, "{url}");
         }
     }

@@ -201,7 +201,21 @@ pub fn read_file(app: &Path, path: &Path, environment: &dyn Fn(&str) -> Option<S
     Ok(settings.finish())
 }
 
-pub(super) fn parse_file(path: &Path) -> Result<Expression, ReadError> {
+/// The application's folder and the full path of its configuration file.
+#[must_use]
+pub fn places(file: &Path) -> Option<(PathBuf, PathBuf)> {
+    let path = std::path::absolute(file).ok()?;
+    let folder = path.parent()?;
+    let config = folder.ancestors().find(|folder| folder.ends_with("config"));
+    let app = config.and_then(Path::parent).unwrap_or(folder).to_owned();
+    Some((app, path))
+}
+
+/// Parse a configuration file alone.
+///
+/// # Errors
+/// When the file cannot be read or is not Ruby.
+pub fn parse_file(path: &Path) -> Result<Expression, ReadError> {
     let io = |error| ReadError::Io { path: path.to_owned(), error };
     let mut source = Vec::new();
     let file = File::open(path).map_err(io)?;

@@ -75,11 +75,7 @@ impl Repair {
     /// Whether a version is free of the defect.
     #[must_use]
     pub fn fixed_in(&self, version: &Version) -> bool {
-        if !self.since.is_empty() && *version < Version::from(self.since) {
-            return true;
-        }
-        let fixed = || self.fixed.iter().map(|text| Version::from(*text));
-        fixed().any(|fixed| fixed.series() == version.series() && *version >= fixed) || fixed().max().is_some_and(|last| *version >= last)
+        is_repaired(version, self.since, self.fixed)
     }
 
     /// The nearest version that repairs it.
@@ -87,6 +83,16 @@ impl Repair {
     pub fn remedy(&self, version: &Version) -> Option<Version> {
         self.fixed.iter().map(|text| Version::from(*text)).filter(|fixed| fixed > version).min()
     }
+}
+
+/// Whether a version is free of a defect that came with `since` (empty: always there) and that each series in `fixed` has repaired.
+#[must_use]
+pub fn is_repaired(version: &Version, since: &str, fixed: &[impl AsRef<str>]) -> bool {
+    if !since.is_empty() && *version < Version::from(since) {
+        return true;
+    }
+    let fixed = || fixed.iter().map(|text| Version::from(text.as_ref()));
+    fixed().any(|fixed| fixed.series() == version.series() && *version >= fixed) || fixed().max().is_some_and(|last| *version >= last)
 }
 
 /// PROXY v1 re-read on every request and without bounds.

@@ -34,6 +34,7 @@ use crate::{
         redirect, relay, request_id, route, sensitive, shield, shield_body,
         slots::Slots,
         spill::{Store, available_memory},
+        websocket,
     },
     log::{Level, Recorder, event},
     metrics::Metrics,
@@ -78,10 +79,11 @@ pub struct House<S, R> {
     metrics: Arc<Metrics>,
     recorder: Arc<Recorder>,
     pages: Arc<answer::Pages>,
-    bans: ArcSwap<ban::Bans>,
-    rates: ArcSwap<rate::Limits>,
+    bans: Arc<ArcSwap<ban::Bans>>,
+    rates: Arc<ArcSwap<rate::Limits>>,
     slots: Slots,
     concealed: Concealed,
+    websockets: Arc<websocket::Open>,
     makers: Makers<S, R>,
     /// Puma is ours: it is there once it says so itself.
     awaits_puma: bool,
@@ -98,6 +100,7 @@ pub(super) struct Shared<'a> {
     pub(super) slots: &'a Slots,
     pub(super) overload: &'a Arc<Overload>,
     pub(super) concealed: &'a Concealed,
+    pub(super) websockets: &'a Arc<websocket::Open>,
 }
 
 /// Answers that told too much, counted over reloads.
@@ -144,6 +147,7 @@ impl<S: Clone, R: Clone> House<S, R> {
         let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
         let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
         let concealed = Concealed::default();
+        let websockets = Arc::<websocket::Open>::default();
         let shared = Shared {
             store: &store,
             sweep: &sweep,
@@ -154,6 +158,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             slots: &slots,
             overload: &overload,
             concealed: &concealed,
+            websockets: &websockets,
         };
         let layers = layers(config, &shared);
         let redirect = (makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(config)));
@@ -169,15 +174,17 @@ impl<S: Clone, R: Clone> House<S, R> {
             metrics,
             recorder,
             pages,
-            bans: ArcSwap::new(bans),
-            rates: ArcSwap::new(rates),
+            bans: Arc::new(ArcSwap::new(bans)),
+            rates: Arc::new(ArcSwap::new(rates)),
             slots,
             concealed,
+            websockets,
             makers,
             awaits_puma,
         };
         figures::register(&house.metrics, &house.gate, &house.puma, &house.store);
         figures::register_concealed(&house.metrics, &house.concealed);
+        figures::register_rules(&house.metrics, &house.rates, &house.bans);
         Ok(house)
     }
 
@@ -208,6 +215,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             slots: &self.slots,
             overload: &self.gate.overload,
             concealed: &self.concealed,
+            websockets: &self.websockets,
         };
         let layers = layers(new, &shared);
         let redirect = (self.makers.redirect)(layers.clone(), redirect::Redirect::new(tls_port(new)));
@@ -350,6 +358,7 @@ pub(super) fn layers(config: &Config, shared: &Shared<'_>) -> Layers {
         normalize: normalize::NormalizeLayer::new(config.framing.clone()),
         route: route::RouteLayer::new(config.route.clone(), trusted.clone(), Arc::clone(shared.overload)),
         forwarded: forwarded::ForwardedLayer::new(config.headers.forwarded(), trusted),
+        websocket: websocket::WebSocketLayer::new(config.websocket.clone(), Arc::clone(shared.websockets)),
         shield: shield::ShieldLayer::new(config.shield),
         relay: relay::RelayLayer::new(Arc::clone(shared.store), config.buffer.clone()),
         buffer: buffer::BufferLayer::new(policy),

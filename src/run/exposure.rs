@@ -6,17 +6,14 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::StartError;
 use crate::{
     accept::listener,
-    audit::{self, ControlAddress, ControlFacts, Date, FileFacts, Finding, RuntimeFacts},
+    audit::{self, ControlAddress, ControlFacts, Date, Door, FileFacts, Finding, RuntimeFacts},
     config::{Config, server::OnStart},
     log::{Level, event},
     upstream::connect::Address,
@@ -79,31 +76,15 @@ fn port(address: &listener::Address) -> Option<u16> {
 }
 
 fn control(address: &Address) -> Option<ControlFacts> {
-    let answers_without_token = match address {
-        Address::Tcp(address) => TcpStream::connect_timeout(address, PATIENCE).and_then(|stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            answers(stream)
-        }),
-        Address::Unix(path) => UnixStream::connect(path).and_then(|stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            answers(stream)
-        }),
+    let door = match address {
+        Address::Tcp(address) => Door::Tcp(*address),
+        Address::Unix(path) => Door::Unix(path.clone()),
     };
     let address = match address {
         Address::Tcp(address) => ControlAddress::Tcp(listens_at(*address)),
         Address::Unix(path) => ControlAddress::Unix(FileFacts::of(path).ok()?),
     };
-    Some(ControlFacts { address, answers_without_token: answers_without_token.ok() })
-}
-
-/// Whether the control server hands out its figures to anybody.
-fn answers(mut stream: impl Read + Write) -> io::Result<bool> {
-    stream.write_all(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    Ok(status.ends_with(b" 200"))
+    Some(ControlFacts { address, answers_without_token: door.tells_without_token().ok() })
 }
 
 /// A control server that is asked on loopback may listen on every address.
@@ -128,6 +109,3 @@ fn is_root_s(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     path.metadata().is_ok_and(|metadata| metadata.uid() == 0 && metadata.mode() & 0o037 == 0)
 }
-
-/// For a control server that does not answer, whose one thread may be busy.
-const PATIENCE: Duration = Duration::from_millis(500);

@@ -8,6 +8,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
+
 use super::assembly::Concealed;
 use crate::{
     accept::{
@@ -16,7 +18,7 @@ use crate::{
     },
     admin::Capacity,
     audit::{Finding, Severity},
-    layers::spill::Store,
+    layers::{ban, rate, spill::Store},
     metrics::{Metrics, Sheet},
     sandbox::{Confinement, Part},
     upstream::Puma,
@@ -40,6 +42,24 @@ pub fn register_concealed(metrics: &Metrics, concealed: &Concealed) {
         for (part, count) in &parts {
             let help = "Answers of the application that told too much of it, concealed or observed.";
             sheet.counter("palisade_answers_concealed_total", help, &[("part", part)], count.load(Relaxed));
+        }
+    }));
+}
+
+/// Registers what the rules of the operator decided; also those in mode `observe`, which are seen nowhere else.
+pub fn register_rules(metrics: &Metrics, rates: &Arc<ArcSwap<rate::Limits>>, bans: &Arc<ArcSwap<ban::Bans>>) {
+    let (rates, bans) = (Arc::clone(rates), Arc::clone(bans));
+    metrics.collect_with(Box::new(move |sheet| {
+        for rule in rates.load().report() {
+            let help = "Requests that a rule of rate_limit let pass, or that were above it; in mode observe these passed too.";
+            for (decision, count) in [("passed", rule.passed), ("limited", rule.limited)] {
+                let labels = [("rule", rule.name), ("decision", decision), ("mode", rule.mode.label())];
+                sheet.counter("palisade_rate_limit_decisions_total", help, &labels, count);
+            }
+            sheet.gauge("palisade_rate_limit_keys", "Clients that a rule remembers.", &[("rule", rule.name)], rule.keys as f64);
+        }
+        for (rule, count) in bans.load().report() {
+            sheet.gauge("palisade_bans", "Clients that are shut out.", &[("rule", rule)], count as f64);
         }
     }));
 }
@@ -115,6 +135,12 @@ fn slots(sheet: &mut Sheet, puma: &Puma) {
     sheet.gauge("palisade_upstream_up", "Whether Puma can be reached.", &[], if figures.away { 0.0 } else { 1.0 });
     sheet.gauge("palisade_upgrades", "Open WebSockets.", &[], puma.upgrades().into());
     sheet.gauge("palisade_upstream_idle_connections", "Connections to Puma that wait for a request.", &[], puma.idle_connections() as f64);
+    // Puma's own word is used on when it no longer answers: its age says how far to trust it.
+    if let Some(reported) = puma.reported() {
+        let age = reported.at.elapsed().as_secs_f64();
+        sheet.gauge("palisade_puma_stats_age_seconds", "Time since Puma's control server last answered.", &[], age);
+        sheet.gauge("palisade_puma_phase", "Phased restarts of Puma so far, as it counts them.", &[], reported.stats.phase as f64);
+    }
     for (index, (threads, busy, _)) in figures.workers.iter().enumerate() {
         let worker = index.to_string();
         sheet.gauge("puma_threads_max", "Threads of a worker.", &[("worker", &worker)], (*threads).into());

@@ -65,6 +65,7 @@ where
         slots: &slots,
         overload: &Overload::new(config.overload.clone()),
         concealed: &Concealed::default(),
+        websockets: &Default::default(),
     };
     let layers = layers(config, &shared);
     let sites = Sites::new(site(config, layers::stack(layers, puma), &shared));

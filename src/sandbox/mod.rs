@@ -99,7 +99,8 @@ pub fn enter(loaded: &Loaded) -> Result<Confinement, Problem> {
     Ok(confinement)
 }
 
-/// Nothing is given up: what this process starts would inherit every restriction, and Puma needs more than a proxy does.
+/// Nothing is given up but core dumps: what this process starts would inherit every other restriction, and Puma needs more than
+/// a proxy does. Whether it may be dumped, a program that is started decides anew.
 pub fn around_puma(loaded: &Loaded) -> Result<Confinement, Problem> {
     match loaded.config.server.sandbox {
         Sandbox::Required => Err(Problem {
@@ -107,7 +108,16 @@ pub fn around_puma(loaded: &Loaded) -> Result<Confinement, Problem> {
             cause: "a process that starts Puma cannot be confined, as Puma would inherit it".into(),
             remedy: "start Puma on its own and use `palisade run`, or set server.sandbox = \"auto\"".into(),
         }),
-        Sandbox::Off | Sandbox::Auto => Ok(Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO }),
+        Sandbox::Off => Ok(Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO }),
+        Sandbox::Auto => {
+            let mut confinement = Confinement { given_up: Vec::new(), mode: Sandbox::Off, landlock: 0, took: Duration::ZERO };
+            confinement.note(
+                Part::Dumps,
+                set_dumpable_behavior(DumpableBehavior::NotDumpable),
+                "start Palisade where prctl(2) is allowed",
+            )?;
+            Ok(confinement)
+        }
     }
 }
 

@@ -63,6 +63,9 @@ impl Reach {
             reach.read_again(&config.app.join("config/puma.rb"));
             reach.deployments(&config.app);
         }
+        if let Some(file) = &config.upstream.control_state_file {
+            reach.read_again(file);
+        }
         if let Target::File(path) = Target::parse(&config.log.access_file) {
             reach.append.insert(folder(&path));
         }

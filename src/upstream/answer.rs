@@ -10,7 +10,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -49,6 +49,8 @@ pub(super) struct Streaming {
     pub(super) buffer: BytesMut,
     pub(super) framing: Framing,
     pub(super) watch: Watch,
+    /// When something was read last.
+    pub(super) read: Instant,
     /// Longest silence.
     pub(super) patience: Duration,
     /// The connection may carry another request if this answer ends as it should.
@@ -180,6 +182,7 @@ impl Streaming {
                 Poll::Pending if self.watch.is_due(cx) => return Poll::Ready(Err(Refusal::UpstreamTimeout)),
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) if matches!(self.framing, Framing::UntilClose) => {
+                    self.read = Instant::now();
                     self.finish(false);
                     return Poll::Ready(Ok(Step::Last(Bytes::new())));
                 }
@@ -187,7 +190,10 @@ impl Streaming {
                     self.turn.ended();
                     return Poll::Ready(Err(Refusal::UpstreamReset));
                 }
-                Poll::Ready(Ok(_)) => self.watch.extend(self.patience),
+                Poll::Ready(Ok(_)) => {
+                    self.read = Instant::now();
+                    self.watch.extend(self.read, self.patience);
+                }
             }
         }
     }
@@ -226,9 +232,9 @@ impl Streaming {
 
     fn finish(&mut self, reusable: bool) {
         if let Some(notes) = &self.notes {
-            notes.mark(Moment::Finished);
+            notes.mark_at(Moment::Finished, self.read);
         }
-        self.turn.finish(reusable);
+        self.turn.finish(reusable, self.read);
     }
 }
 
@@ -237,7 +243,10 @@ pub(super) fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut By
     SCRATCH.with_borrow_mut(|scratch| {
         let mut read = ReadBuf::new(scratch);
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-        into.extend_from_slice(read.filled());
+        match into.is_empty() {
+            true => *into = BytesMut::from(read.filled()),
+            false => into.extend_from_slice(read.filled()),
+        }
         Poll::Ready(Ok(read.filled().len()))
     })
 }

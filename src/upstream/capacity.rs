@@ -10,10 +10,9 @@ use std::{
 };
 
 use crate::{
-    config::secret::{Secret, Unreadable},
     puma::puma_rb,
     upstream::{
-        Config, Inner,
+        Config, Inner, control,
         dispatch::Socket,
         stats::{self, Stats},
     },
@@ -60,17 +59,11 @@ async fn keep_up(puma: Weak<Inner>) {
 /// Asks the control server; no answer leaves everything as it is.
 async fn ask(puma: &Inner) -> bool {
     let Some(control) = &puma.config.control_url else { return false };
-    let Ok(token) = token(&puma.config) else { return false };
-    let token = token.as_ref().map(Secret::expose).unwrap_or_default();
-    let Ok(stats) = stats::fetch(control, token, STATS_DEADLINE).await else { return false };
+    let Some(token) = control::find(&puma.config) else { return false };
+    let Ok(stats) = stats::fetch(control, &token, STATS_DEADLINE).await else { return false };
     puma.set_version(stats.version);
     puma.reported.store(Some(Arc::new(Reported { stats, at: Instant::now() })));
     true
-}
-
-/// The token, read each time: it may be replaced while we run.
-pub fn token(config: &Config) -> Result<Option<Secret>, Unreadable> {
-    config.control_token_file.as_deref().map(Secret::read).transpose()
 }
 
 fn apply(puma: &Inner) {
@@ -116,10 +109,8 @@ fn written(config: &Config) -> Option<SystemTime> {
 
 /// Threads times workers as `puma_config` says, where it can be known without running it.
 fn slots_from_puma_rb(config: &Config) -> Option<u32> {
-    let path = config.puma_config.as_ref()?;
-    let folder = path.parent()?;
-    let app = if folder.ends_with("config") { folder.parent()? } else { folder };
-    puma_rb::read_file(app, &std::path::absolute(path).ok()?, &|name| std::env::var(name).ok()).ok()?.slots()
+    let (app, path) = puma_rb::places(config.puma_config.as_deref()?)?;
+    puma_rb::read_file(&app, &path, &|name| std::env::var(name).ok()).ok()?.slots()
 }
 
 /// Puma's own default for `max_threads`.

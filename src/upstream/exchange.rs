@@ -5,7 +5,14 @@
 //! the first one: it was not written whole, or it was never read; or, for idempotent methods (RFC 9110 §9.2.2), where a
 //! used connection ended before the first byte of an answer, as Puma closes idle ones without a word.
 
-use std::{future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode, header};
@@ -114,10 +121,11 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
 }
 
 async fn try_once(puma: &Arc<Inner>, turn: &mut Turn, wire: &mut Wire, keep: Keep, purpose: &Purpose) -> Result<Head, Broken> {
-    let mut watch = Watch::new(&puma.sweep, purpose.patience);
+    let now = Instant::now();
+    let mut watch = Watch::new(&puma.sweep, now, purpose.patience);
     let mut buffer = BytesMut::new();
     let close = keep == Keep::No && !purpose.upgrade;
-    turn.begin();
+    turn.begin(now);
     let whole = send(turn, wire, close, &mut watch, purpose.patience, &mut buffer).await?;
     receive(turn, buffer, whole, &mut watch, purpose).await
 }
@@ -131,17 +139,14 @@ async fn send(
     patience: Duration,
     buffer: &mut BytesMut,
 ) -> Result<bool, Broken> {
-    let rest = wire.first(close);
-    if !write(turn, &wire.bytes, watch, patience, buffer).await? {
+    let body = wire.first(close);
+    if !write(turn, &wire.bytes, &body, watch, patience, buffer).await? {
         return Ok(false);
-    }
-    if let Some(bytes) = rest {
-        return write(turn, &bytes, watch, patience, buffer).await;
     }
     if let Content::File(file) = &wire.content {
         let mut reader = file.reader();
         while let Some(piece) = reader.next().await.map_err(|_| Broken::Final(Refusal::Internal))? {
-            if !write(turn, &piece, watch, patience, buffer).await? {
+            if !write(turn, &piece, &[], watch, patience, buffer).await? {
                 return Ok(false);
             }
         }
@@ -150,34 +155,53 @@ async fn send(
 }
 
 impl Wire {
-    /// Puts together what goes out in the first write; returns a body in memory that is too long for it.
-    fn first(&mut self, close: bool) -> Option<Bytes> {
+    /// Puts together what goes out in the first write; returns a body in memory that is too long for a copy.
+    fn first(&mut self, close: bool) -> Bytes {
         self.bytes.truncate(self.head.saturating_sub(END_OF_HEAD.len()));
         self.bytes.extend_from_slice(if close { CLOSE } else { END_OF_HEAD });
         match &self.content {
             Content::Memory(body) if body.len() <= WITH_HEAD => {
                 self.bytes.extend_from_slice(body);
-                None
+                Bytes::new()
             }
-            Content::Memory(body) => Some(Bytes::clone(body)),
-            Content::None | Content::File(_) => None,
+            Content::Memory(body) => Bytes::clone(body),
+            Content::None | Content::File(_) => Bytes::new(),
         }
     }
 }
 
-/// Writes all of it; stops with `false` when Puma answers meanwhile.
-async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: Duration, buffer: &mut BytesMut) -> Result<bool, Broken> {
+/// Writes both in order; stops with `false` when Puma answers meanwhile.
+async fn write(
+    turn: &mut Turn,
+    mut bytes: &[u8],
+    mut next: &[u8],
+    watch: &mut Watch,
+    patience: Duration,
+    buffer: &mut BytesMut,
+) -> Result<bool, Broken> {
+    let mut waited = false;
     poll_fn(|cx| {
         let Ok(stream) = turn.stream() else { return Poll::Ready(Err(Broken::Perhaps)) };
         loop {
-            match Pin::new(&mut *stream).poll_write(cx, bytes) {
+            let wrote = match next.is_empty() {
+                true => Pin::new(&mut *stream).poll_write(cx, bytes),
+                false => Pin::new(&mut *stream).poll_write_vectored(cx, &[io::IoSlice::new(bytes), io::IoSlice::new(next)]),
+            };
+            match wrote {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Unread)),
                 Poll::Ready(Ok(written)) => {
-                    bytes = bytes.get(written..).unwrap_or_default();
+                    if written >= bytes.len() {
+                        bytes = next.get(written.saturating_sub(bytes.len())..).unwrap_or_default();
+                        next = &[];
+                    } else {
+                        bytes = bytes.get(written..).unwrap_or_default();
+                    }
+                    if waited || !bytes.is_empty() {
+                        watch.extend(Instant::now(), patience);
+                    }
                     if bytes.is_empty() {
                         return Poll::Ready(Ok(true));
                     }
-                    watch.extend(patience);
                 }
                 // Puma has closed, but it may have said why.
                 Poll::Ready(Err(_)) => {
@@ -187,6 +211,7 @@ async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: D
                     });
                 }
                 Poll::Pending => {
+                    waited = true;
                     return match poll_read(stream, cx, buffer) {
                         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Broken::Unread)),
                         Poll::Ready(Ok(_)) => Poll::Ready(Ok(false)),
@@ -204,7 +229,6 @@ async fn write(turn: &mut Turn, mut bytes: &[u8], watch: &mut Watch, patience: D
 async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut Watch, purpose: &Purpose) -> Result<Head, Broken> {
     let limits = AnswerLimits { head: LONGEST_HEAD, fields: MOST_FIELDS };
     let (mut scan, mut head, mut interim) = (AnswerScan::default(), AnswerHead::new(), 0u32);
-    watch.extend(purpose.patience);
     loop {
         while !buffer.is_empty() && scan.advance(&buffer, &limits, purpose.to_head, &mut head).map_err(Broken::Final)? {
             let block = buffer.split_to(head.len.min(buffer.len())).freeze();
@@ -266,8 +290,9 @@ fn answer(
     purpose: Purpose,
     headers: http::HeaderMap,
 ) -> Result<Response<Answer>, Refusal> {
+    let now = Instant::now();
     if let Some(notes) = &purpose.notes {
-        notes.mark(Moment::Answered);
+        notes.mark_at(Moment::Answered, now);
     }
     let reading = response::read(&block, &head, headers)?;
     let mut answer = Response::new(Answer::empty());
@@ -281,9 +306,9 @@ fn answer(
     let reusable = whole && lasting && keep != Keep::No;
     if head.framing == AnswerFraming::None {
         if let Some(notes) = &purpose.notes {
-            notes.mark(Moment::Finished);
+            notes.mark_at(Moment::Finished, now);
         }
-        turn.finish(reusable && rest.is_empty());
+        turn.finish(reusable && rest.is_empty(), now);
         if let Some(length) = reading.length.filter(|_| purpose.to_head) {
             answer.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         }
@@ -298,7 +323,8 @@ fn answer(
         turn,
         buffer: rest,
         framing: Framing::from(head.framing),
-        watch: Watch::new(&puma.sweep, patience),
+        watch: Watch::new(&puma.sweep, now, patience),
+        read: now,
         patience,
         reusable,
         notes: purpose.notes,
@@ -308,8 +334,8 @@ fn answer(
     Ok(answer)
 }
 
-/// Bodies up to this length go out in one write with the head: one system call, one packet train, one wake-up of Puma.
-const WITH_HEAD: usize = 16 * 1024;
+/// Bodies up to this length are copied behind the head, which costs less than a second piece of a vectored write.
+const WITH_HEAD: usize = 2 * 1024;
 const END_OF_HEAD: &[u8] = b"\r\n";
 /// Puma understands exactly this spelling, and no list.
 const CLOSE: &[u8] = b"Connection: close\r\n\r\n";

@@ -58,11 +58,12 @@ pub(super) async fn connection(
     wish: Wish,
     give_up: &mut Option<Instant>,
 ) -> Result<(Arc<Socket>, Connection), Refusal> {
+    let mut now = slot.since();
     loop {
         let socket = puma.sockets.get(slot.worker());
         if let Some(socket) = socket.as_ref().filter(|s| s.gate.is_open()) {
             if let Wish::Pooled { careful } = wish
-                && let Some(connection) = socket.pool.take(puma.keep(), careful && !socket.address.tells_what_was_read())
+                && let Some(connection) = socket.pool.take(puma.keep(), careful && !socket.address.tells_what_was_read(), now)
             {
                 return Ok((Arc::clone(socket), connection));
             }
@@ -72,10 +73,10 @@ pub(super) async fn connection(
                 Err(_) => lost(puma, socket),
             }
         }
+        now = Instant::now();
         if slot.move_away() {
             continue;
         }
-        let now = Instant::now();
         let end = *give_up.get_or_insert(now + puma.config.hold_on_refused.get());
         let left = end.saturating_duration_since(now);
         if left.is_zero() {
@@ -85,6 +86,7 @@ pub(super) async fn connection(
             Some(socket) => socket.gate.opened(left.min(LOOK_AROUND)).await,
             None => tokio::time::sleep(left.min(LOOK_AROUND)).await,
         }
+        now = Instant::now();
     }
 }
 
@@ -116,7 +118,7 @@ async fn probe(puma: Weak<Inner>, socket: Arc<Socket>) {
             continue;
         }
         if matches!(puma.keep(), Keep::For(_)) {
-            socket.pool.put(Connection { stream, served: 0 }, puma.keep());
+            socket.pool.put(Connection { stream, served: 0 }, puma.keep(), Instant::now());
         }
         socket.gate.set(true);
         puma.slots.set_down(socket.index, false);

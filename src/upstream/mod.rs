@@ -32,6 +32,7 @@ use crate::{
 mod answer;
 mod capacity;
 pub mod connect;
+mod control;
 mod dispatch;
 mod exchange;
 mod health;
@@ -44,7 +45,8 @@ mod turn;
 mod upgrade;
 
 pub use answer::Answer;
-pub use capacity::{Reported, token};
+pub use capacity::Reported;
+pub use control::token;
 pub use health::Config as Health;
 pub use pool::Reuse;
 
@@ -79,10 +81,15 @@ pub struct Config {
     /// `upstream_refused`. Should be longer than a restart. Default: 10 s.
     pub hold_on_refused: Deadline,
     /// Puma's control server, `"http://127.0.0.1:9293"` or `"unix:/run/shop/control.sock"`: it tells threads, workers and
-    /// version. Its reading resets Puma's `backlog_max`: let others read Palisade's figures. Default: none.
+    /// version. Its reading resets Puma's `backlog_max`: let others read Palisade's figures. Default: with
+    /// `upstream = "puma"` as `activate_control_app` says, else none.
     pub control_url: Option<Address>,
-    /// File with the control server's token. Default: none.
+    /// File with the control server's token. Default: none; the token is then the one in `puma_config`, or in
+    /// `control_state_file`.
     pub control_token_file: Option<PathBuf>,
+    /// Puma's state file, in which it notes the token that it makes up where it is given none. Default: with
+    /// `upstream = "puma"` as `state_path` says, else none.
+    pub control_state_file: Option<PathBuf>,
     /// Puma's configuration file, read without running it, where there is no control server. Default: none.
     pub puma_config: Option<PathBuf>,
     /// Active checks.
@@ -121,6 +128,7 @@ impl Default for Config {
             hold_on_refused: Deadline::seconds(10),
             control_url: None,
             control_token_file: None,
+            control_state_file: None,
             puma_config: None,
             health: Health::default(),
         }

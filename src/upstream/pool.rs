@@ -70,11 +70,10 @@ impl Reuse {
 impl Pool {
     /// The connection that was used last, if it is still as it was left. A `careful` caller's request must not be sent
     /// twice: it gets only one that was used a moment ago, and the kernel is asked whether it still stands.
-    pub(super) fn take(&self, keep: Keep, careful: bool) -> Option<Connection> {
+    pub(super) fn take(&self, keep: Keep, careful: bool, now: Instant) -> Option<Connection> {
         let Keep::For(longest) = keep else { return None };
         let longest = if careful { CAREFUL } else { longest };
         let mut idle = self.lock();
-        let now = Instant::now();
         while let Some(last) = idle.pop() {
             if now.saturating_duration_since(last.since) >= longest {
                 if !careful {
@@ -93,11 +92,11 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, connection: Connection, keep: Keep) {
+    pub(super) fn put(&self, connection: Connection, keep: Keep, now: Instant) {
         if matches!(keep, Keep::For(_)) && connection.served < MOST_REQUESTS {
             let mut idle = self.lock();
             if idle.len() < MOST_IDLE {
-                idle.push(Idle { connection, since: Instant::now() });
+                idle.push(Idle { connection, since: now });
             }
         }
     }
@@ -161,11 +160,11 @@ mod tests {
         let keep = Keep::For(PATIENT);
         let (first, puma_closed) = connection();
         let (second, puma_wrote) = connection();
-        pool.put(first, keep);
-        pool.put(second, keep);
+        pool.put(first, keep, Instant::now());
+        pool.put(second, keep, Instant::now());
         puma_wrote.try_write(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         drop(puma_closed);
-        assert!(pool.take(keep, true).is_none());
+        assert!(pool.take(keep, true, Instant::now()).is_none());
         assert_eq!(pool.idle(), 0);
     }
 
@@ -175,12 +174,12 @@ mod tests {
         let keep = Keep::For(Duration::from_millis(40));
         let (mut cold, _a) = connection();
         cold.served = 5;
-        pool.put(cold, keep);
+        pool.put(cold, keep, Instant::now());
         let (warm, _b) = connection();
-        pool.put(warm, keep);
-        assert_eq!(pool.take(keep, false).unwrap().served, 1);
+        pool.put(warm, keep, Instant::now());
+        assert_eq!(pool.take(keep, false, Instant::now()).unwrap().served, 1);
         std::thread::sleep(Duration::from_millis(50));
-        assert!(pool.take(keep, false).is_none());
+        assert!(pool.take(keep, false, Instant::now()).is_none());
     }
 
     #[tokio::test]
@@ -188,7 +187,7 @@ mod tests {
         let pool = Pool::default();
         let (mut used, _a) = connection();
         used.served = MOST_REQUESTS;
-        pool.put(used, Keep::For(PATIENT));
+        pool.put(used, Keep::For(PATIENT), Instant::now());
         assert_eq!(pool.idle(), 0);
     }
 }

@@ -2,7 +2,10 @@
 //! through the timer wheel, a deadline here costs two short locks.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -10,9 +13,12 @@ use std::{
 use slab::Slab;
 
 /// All deadlines of one upstream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sweep {
     entries: Mutex<Slab<Entry>>,
+    started: Instant,
+    /// Microseconds from the start to the last tick: near enough for deadlines, which only a tick ends.
+    ticked: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -39,7 +45,7 @@ struct Registered {
 impl Sweep {
     /// Starts the sweep; it ends with the last owner.
     pub(super) fn start() -> Arc<Self> {
-        let sweep = Arc::new(Sweep::default());
+        let sweep = Arc::new(Sweep { entries: Mutex::default(), started: Instant::now(), ticked: AtomicU64::new(0) });
         let weak = Arc::downgrade(&sweep);
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(TICK);
@@ -54,11 +60,17 @@ impl Sweep {
     }
 
     fn pass(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.started).as_micros();
+        self.ticked.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
         let due: Vec<Waker> = {
             let mut entries = self.lock();
             entries.iter_mut().filter(|(_, entry)| entry.due <= now).filter_map(|(_, entry)| entry.waker.take()).collect()
         };
         due.into_iter().for_each(Waker::wake);
+    }
+
+    fn recent(&self) -> Instant {
+        self.started + Duration::from_micros(self.ticked.load(Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slab<Entry>> {
@@ -67,19 +79,19 @@ impl Sweep {
 }
 
 impl Watch {
-    /// A deadline that long from now.
-    pub(super) fn new(sweep: &Arc<Sweep>, after: Duration) -> Self {
-        Watch { sweep: Arc::clone(sweep), due: Instant::now() + after, registered: None }
+    /// A deadline that long from `now`.
+    pub(super) fn new(sweep: &Arc<Sweep>, now: Instant, after: Duration) -> Self {
+        Watch { sweep: Arc::clone(sweep), due: now + after, registered: None }
     }
 
-    /// Moves it to that long from now.
-    pub(super) fn extend(&mut self, after: Duration) {
-        self.due = Instant::now() + after;
+    /// Moves it to that long from `now`.
+    pub(super) fn extend(&mut self, now: Instant, after: Duration) {
+        self.due = now + after;
     }
 
     /// Whether it has passed; else the task is woken within a tick after it has.
     pub(super) fn is_due(&mut self, cx: &Context<'_>) -> bool {
-        let now = Instant::now();
+        let now = self.sweep.recent();
         if now >= self.due {
             return true;
         }
@@ -128,7 +140,7 @@ mod tests {
     async fn a_deadline_wakes_its_task_and_leaves_nothing_behind() {
         let sweep = Sweep::start();
         let start = Instant::now();
-        let mut watch = Watch::new(&sweep, Duration::from_millis(50));
+        let mut watch = Watch::new(&sweep, start, Duration::from_millis(50));
         tokio::time::timeout(Duration::from_secs(5), due(&mut watch)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_millis(50));
         drop(watch);
@@ -138,10 +150,10 @@ mod tests {
     #[tokio::test]
     async fn a_moved_deadline_still_wakes() {
         let sweep = Sweep::start();
-        let mut watch = Watch::new(&sweep, Duration::from_millis(20));
-        poll_fn(|cx| Poll::Ready(watch.is_due(cx))).await;
-        watch.extend(Duration::from_millis(300));
         let start = Instant::now();
+        let mut watch = Watch::new(&sweep, start, Duration::from_millis(20));
+        poll_fn(|cx| Poll::Ready(watch.is_due(cx))).await;
+        watch.extend(start, Duration::from_millis(300));
         tokio::time::timeout(Duration::from_secs(5), due(&mut watch)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_millis(290));
     }

@@ -43,10 +43,10 @@ impl Turn {
     }
 
     /// From here on Puma may be working on it.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, now: Instant) {
         if let Some(held) = &mut self.0 {
             held.begun = true;
-            held.slot.sent();
+            held.slot.sent(now);
         }
     }
 
@@ -80,14 +80,14 @@ impl Turn {
     }
 
     /// Puma's last byte: the thread is free; so is the connection, where it is `reusable`.
-    pub(super) fn finish(&mut self, reusable: bool) {
+    pub(super) fn finish(&mut self, reusable: bool, now: Instant) {
         let Some(Held { puma, socket, mut connection, slot, .. }) = self.0.take() else { return };
         if reusable && let Some(puma) = puma.upgrade() {
             connection.served = connection.served.saturating_add(1);
-            socket.pool.put(connection, puma.keep());
+            socket.pool.put(connection, puma.keep(), now);
         }
         // Last: whoever is woken by it finds the connection in the pool.
-        drop(slot);
+        slot.finish(now);
     }
 
     /// Puma has switched protocols: the connection goes on, its thread is free.

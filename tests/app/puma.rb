@@ -6,8 +6,9 @@ threads Integer(ENV.fetch("APP_THREADS")), Integer(ENV.fetch("APP_THREADS"))
 environment "production"
 early_hints true if ENV["APP_EARLY_HINTS"]
 worker_timeout 60
-# A worker of Puma 6.6.0 sometimes does not end when it is told to (its server thread waits for good) until Puma kills it.
-# What has been sent to its socket waits that long, 30 s by default.
+# A worker of Puma 6.6.0 on Ruby 3.3.8 sometimes does not end when it is told to, until Puma kills it: all its requests are
+# done, but its server thread waits for good in IO#close of the pipe by which the signal handler woke it. What has been sent
+# to its socket waits that long, 30 s by default.
 worker_shutdown_timeout 5
 
 if ENV["APP_PORT"]

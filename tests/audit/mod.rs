@@ -1,7 +1,10 @@
 //! `palisade audit` over applications made of the fixtures in `tests/fixtures/audit/`, each in a real repository.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
+mod confined;
+mod planted;
 mod reading;
+mod running;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -151,6 +154,14 @@ fn sarif_names_every_rule_and_place() {
     for result in results {
         let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
         assert_eq!(rules[index]["id"], result["ruleId"]);
+        for key in result.as_object().unwrap().keys() {
+            let known = ["ruleId", "ruleIndex", "level", "message", "locations", "partialFingerprints", "suppressions"];
+            assert!(known.contains(&key.as_str()), "SARIF 2.1.0 has no {key} in a result, or this test does not know it");
+        }
+        assert!(["error", "warning", "note"].contains(&result["level"].as_str().unwrap()));
+        assert!(!result["message"]["text"].as_str().unwrap().is_empty());
+        let region = &result["locations"][0]["physicalLocation"]["region"];
+        assert!(region.is_null() || region["startLine"].as_u64().unwrap() >= 1);
         assert!(!result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].as_str().unwrap().is_empty());
     }
 }
@@ -281,6 +292,22 @@ fn certificates_are_checked_against_their_keys_and_dates() {
     assert_eq!(found("tmp/good.crt", "tmp/good.key"), Vec::<String>::new());
     assert_eq!(found("tmp/good.crt", "tmp/old.key"), ["the private key does not belong to the certificate"]);
     assert_eq!(found("tmp/old.crt", "tmp/old.key"), ["a certificate of the chain has expired"]);
+    make("tmp/soon", in_days(7));
+    assert_eq!(found("tmp/soon.crt", "tmp/soon.key"), ["a certificate of the chain expires in 6 days"]);
+    for (end, mode) in [("crt", 0o644), ("key", 0o640)] {
+        let path = app.path().join(format!("tmp/rsa.{end}"));
+        fs::copy(format!("{}/tests/fixtures/audit/rsa1024.{end}", env!("CARGO_MANIFEST_DIR")), &path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    }
+    assert_eq!(found("tmp/rsa.crt", "tmp/rsa.key"), ["an RSA key of 1024 bits", "the private key has mode 0640"]);
+}
+
+/// The calendar day so many days from now.
+fn in_days(days: u32) -> (i32, u8, u8) {
+    let output = Command::new("date").args(["-u", "-d", &format!("{days} days"), "+%Y %m %d"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let numbers: Vec<i32> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    (numbers[0], u8::try_from(numbers[1]).unwrap(), u8::try_from(numbers[2]).unwrap())
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -58,9 +59,12 @@ impl Puma {
         Puma::start(Shape::cluster(2, 5))
     }
 
-    /// One after the other: the installed Puma, and those of newer suites where they can be had.
+    /// One after the other: the installed Puma, and those of newer suites where they can be had. `PUMA_SUITE` names one of
+    /// them alone, `installed` the first, for long runs by hand.
     pub fn each(shape: Shape) -> impl Iterator<Item = Puma> {
-        SUITES.into_iter().filter_map(move |suite| Puma::start(Shape { suite, ..shape }))
+        let only = std::env::var("PUMA_SUITE").ok();
+        let is_wanted = move |suite: &Option<&str>| only.as_deref().is_none_or(|only| only == suite.unwrap_or("installed"));
+        SUITES.into_iter().filter(is_wanted).filter_map(move |suite| Puma::start(Shape { suite, ..shape }))
     }
 
     pub fn start(shape: Shape) -> Option<Puma> {
@@ -85,6 +89,13 @@ impl Puma {
 
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("puma runs")
+    }
+
+    /// Waits for the end of a Puma that was told to end.
+    pub fn wait(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.wait(Duration::from_secs(40));
+        }
     }
 
     /// Ends it at once; sockets disappear as they do when a service is stopped.

@@ -230,7 +230,7 @@ where
             Framing::None => (Received::None, here(wire)),
             Framing::Length(length) => match usize::try_from(length) {
                 Ok(length) if length <= wire.input.len() => {
-                    let whole = wire.input.split_to(length).freeze();
+                    let whole = wire.take(length);
                     (Received::Whole(whole), here(wire))
                 }
                 _ => {

@@ -48,7 +48,7 @@ pub fn take(
         if !scan.advance(&wire.input, limits, head)? {
             return Ok(None);
         }
-        let bytes = wire.input.split_to(head.len.min(wire.input.len())).freeze();
+        let bytes = wire.take(head.len);
         build(head, &bytes, client, started).map(Some)
     })
 }

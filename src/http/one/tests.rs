@@ -497,6 +497,33 @@ async fn a_silent_tunnel_ends_and_so_does_one_when_palisade_drains() {
     bench.send(HANDSHAKE).await;
     bench.ended().await;
     drop(puma);
+}
+
+#[tokio::test]
+async fn a_drain_says_goodbye_between_two_frames_and_waits_for_the_clients() {
+    // "early" is the begin of an unmasked frame of 97 bytes; 94 are to come, and the next frame must not be begun.
+    let (mut bench, mut puma) = tunnelling(slow());
+    bench.send(HANDSHAKE).await;
+    bench.read_to("early").await;
+    bench.sites.drain();
+    bench.sweep.wake_all();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    puma.write_all(&[b'x'; 94]).await.unwrap();
+    puma.write_all(b"\x81\x04next").await.unwrap();
+    let mut rest = vec![0; 98];
+    bench.client.read_exact(&mut rest).await.unwrap();
+    assert_eq!(rest, [&[b'x'; 94][..], b"\x88\x02\x03\xf4"].concat());
+    let goodbye = b"\x88\x82\x01\x02\x03\x04\x02\xf6";
+    bench.send(goodbye).await;
+    assert_eq!(bench.read_all().await, b"", "the server closes first");
+    bench.ended().await;
+    let mut told = Vec::new();
+    puma.read_to_end(&mut told).await.unwrap_or_default();
+    assert_eq!(told, goodbye);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_ever_for_the_end_of_a_frame() {
     let (mut bench, _puma) = tunnelling(slow());
     bench.send(HANDSHAKE).await;
     bench.read_to("early").await;

@@ -43,6 +43,11 @@ impl Wire {
         Wire { stream, input: BytesMut::new(), beat, ended: false }
     }
 
+    /// Takes the first bytes of what has arrived, in the memory in which they are.
+    pub fn take(&mut self, length: usize) -> Bytes {
+        if length >= self.input.len() { std::mem::take(&mut self.input).freeze() } else { self.input.split_to(length).freeze() }
+    }
+
     /// The client has closed its side.
     pub fn has_ended(&self) -> bool {
         self.ended
@@ -86,7 +91,7 @@ impl Wire {
             poll_copy(cx, &mut self.stream, into, most)
         } else {
             if into.capacity() == into.len() {
-                into.reserve(into.len().min(MOST_ROOM).min(most));
+                into.reserve(into.len().saturating_mul(3).min(MOST_ROOM).min(most));
             }
             let mut limited = into.limit(most);
             pin!(self.stream.read_buf(&mut limited)).poll(cx)
@@ -237,14 +242,19 @@ fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, mos
     SCRATCH.with_borrow_mut(|scratch| {
         let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-        into.extend_from_slice(read.filled());
+        // What comes first gets room for itself and nothing else.
+        match into.is_empty() {
+            true => *into = BytesMut::from(read.filled()),
+            false => into.extend_from_slice(read.filled()),
+        }
         Poll::Ready(Ok(read.filled().len()))
     })
 }
 
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// The largest step by which the room of a body grows.
-const MOST_ROOM: usize = 256 * 1024;
+/// The largest step by which the room of a body grows. Each step costs a copy of what is there, so few steps make it: the
+/// room is at most four times of what has come.
+const MOST_ROOM: usize = 768 * 1024;
 /// Bytes read away after the last answer; beyond it the client gets a reset.
 const LINGER: usize = 256 * 1024;
 /// Milliseconds for it.

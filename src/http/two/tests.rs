@@ -402,6 +402,40 @@ async fn a_websocket_over_http_2_reaches_puma_as_an_upgrade_and_its_101_the_clie
 }
 
 #[tokio::test]
+async fn a_drain_says_goodbye_to_a_websocket_over_http_2() {
+    let (mut puma, far) = UnixStream::pair().unwrap();
+    let far = Mutex::new(Some(far));
+    let mut bench = Bench::two(Timeouts::default(), move |_: Request<Received>| {
+        let far = far.lock().unwrap().take().unwrap();
+        async move {
+            let mut response = Response::new(Script::of(&[], true));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let far = Far { stream: Box::pin(far), early: Bytes::from_static(b"\x81\x02hi"), place: Box::new(()) };
+            response.extensions_mut().insert(FarEnd::new(far));
+            response
+        }
+    });
+    bench.send([hello(&[]), extended("websocket")].concat()).await;
+    let mut said = Vec::new();
+    while !said.windows(4).any(|part| part == b"\x81\x02hi") {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    bench.sites.drain();
+    bench.sweep.wake_all();
+    while !said.windows(4).any(|part| part == b"\x88\x02\x03\xf4") {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    let goodbye = b"\x88\x82\x01\x02\x03\x04\x02\xf6";
+    bench.send(frame(DATA, 0, 1, goodbye)).await;
+    while !frames(&said).iter().any(|(kind, flags, ..)| *kind == DATA && flags & END_STREAM != 0) {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    let mut told = Vec::new();
+    puma.read_to_end(&mut told).await.unwrap();
+    assert_eq!(told, goodbye);
+}
+
+#[tokio::test]
 async fn an_extended_connect_that_puma_does_not_switch_is_no_success() {
     for (status, expected) in [(StatusCode::OK, &b"502"[..]), (StatusCode::NOT_FOUND, &b"404"[..])] {
         let mut bench = Bench::two(Timeouts::default(), move |_| async move {

@@ -7,24 +7,66 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
+use super::stalls::Stalls;
 use crate::{
     accept::pace::Pace,
     http::{Site, Sites},
 };
 
 /// What goes on in one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Load {
     /// Streams that are not yet answered in full.
     pub streams: AtomicUsize,
     /// Answers whose next piece the client has to make room for.
-    pub waiting: AtomicUsize,
+    pub stalls: Arc<Stalls>,
     /// Bytes of answers that the client has made room for.
     pub moved: AtomicU64,
     /// Streams answered in whole since the meter looked last.
     pub answered: AtomicU32,
     /// Streams that were opened.
     pub seen: AtomicU32,
+    /// Streams that the client has reset before they were answered.
+    pub resets: AtomicU32,
+    /// When the client's last bytes came, in milliseconds.
+    pub heard: AtomicU64,
+}
+
+/// Counts a stream from its head to the end of its answer.
+#[derive(Debug)]
+pub struct Open(Arc<Load>);
+
+impl Load {
+    /// A connection without a stream.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Load {
+            streams: AtomicUsize::new(0),
+            stalls: Stalls::new(),
+            moved: AtomicU64::new(0),
+            answered: AtomicU32::new(0),
+            seen: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            heard: AtomicU64::new(0),
+        })
+    }
+
+    /// A stream begins.
+    pub fn open(self: &Arc<Self>) -> Open {
+        self.streams.fetch_add(1, Relaxed);
+        self.seen.fetch_add(1, Relaxed);
+        Open(Arc::clone(self))
+    }
+
+    /// The client has reset a stream.
+    pub fn reset(&self) {
+        self.resets.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Relaxed);
+    }
 }
 
 /// When a connection has to end.
@@ -89,7 +131,7 @@ impl<S> Watch<S> {
             return Verdict::End;
         }
         let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
-        Verdict::Until(end.unwrap_or(u64::MAX).min(leave))
+        Verdict::Until(end.unwrap_or(u64::MAX).min(leave).min(self.load.stalls.look(now)))
     }
 
     /// The moment at which the client takes its answers too slowly, while any of them waits for it.
@@ -97,7 +139,7 @@ impl<S> Watch<S> {
         let total = self.load.moved.load(Relaxed);
         let moved = usize::try_from(total.saturating_sub(self.moved)).unwrap_or(usize::MAX);
         self.moved = total;
-        if self.load.waiting.load(Relaxed) == 0 {
+        if self.load.stalls.count() == 0 {
             if let Some((pace, _)) = &mut self.pace {
                 pace.moved(moved);
                 pace.pause(now);

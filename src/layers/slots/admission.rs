@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::quality::RandomState;
 use slab::Slab;
 
 use super::{
@@ -30,7 +31,7 @@ pub struct Place {
 pub struct Admission<T> {
     policy: Policy,
     workers: Workers,
-    clients: HashMap<ClientKey, Presence>,
+    clients: HashMap<ClientKey, Presence, RandomState>,
     ready: Vec<BTreeMap<u64, usize>>,
     parked_streams: BTreeMap<u64, usize>,
     waiting: Slab<Waiting<T>>,
@@ -65,7 +66,7 @@ impl<T> Admission<T> {
         Admission {
             policy,
             workers: Workers::new(now),
-            clients: HashMap::new(),
+            clients: HashMap::default(),
             ready: (0..classes).map(|_| BTreeMap::new()).collect(),
             parked_streams: BTreeMap::new(),
             waiting: Slab::new(),
@@ -97,7 +98,7 @@ impl<T> Admission<T> {
         if !self.share_left(ask, now) || !self.stream_left(ask) || !self.reserve_left(ask) {
             return None;
         }
-        let worker = self.workers.least_busy(None)?;
+        let worker = self.workers.least_busy(None, now)?;
         self.occupy(worker, ask);
         Some(worker)
     }
@@ -112,8 +113,8 @@ impl<T> Admission<T> {
     }
 
     /// Another worker's thread in exchange for the one that is held.
-    pub fn move_away(&mut self, from: u32) -> Option<u32> {
-        let to = self.workers.least_busy(Some(from))?;
+    pub fn move_away(&mut self, from: u32, now: Instant) -> Option<u32> {
+        let to = self.workers.least_busy(Some(from), now)?;
         self.workers.release(from, false);
         self.workers.occupy(to);
         Some(to)
@@ -209,7 +210,7 @@ impl<T> Admission<T> {
                     self.park(order, index, &ask, now);
                     continue;
                 }
-                let worker = self.workers.least_busy(None)?;
+                let worker = self.workers.least_busy(None, now)?;
                 let waiting = self.unfile(index, now)?;
                 self.occupy(worker, &ask);
                 return Some((waiting.ticket, ask, worker));

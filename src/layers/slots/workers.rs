@@ -1,4 +1,7 @@
 //! Puma's workers and their threads: who is least busy, how many can serve, and how long none could be reached.
+//!
+//! One that has just come back has cold caches and no compiled code: for a while it counts as smaller than it is, and gets
+//! its full number only where the others are as busy.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +20,8 @@ struct Worker {
     in_flight: u32,
     stuck: u32,
     down: bool,
+    /// When it came back.
+    back: Option<Instant>,
 }
 
 impl Workers {
@@ -31,7 +36,11 @@ impl Workers {
             self.list.resize_with(limits.len(), Worker::default);
         }
         for (index, worker) in self.list.iter_mut().enumerate() {
-            worker.limit = limits.get(index).copied().unwrap_or(0);
+            let limit = limits.get(index).copied().unwrap_or(0);
+            if worker.limit == 0 && limit > 0 {
+                worker.back = Some(now);
+            }
+            worker.limit = limit;
         }
         self.note_away(now)
     }
@@ -39,6 +48,9 @@ impl Workers {
     /// Whether a worker can be reached; true where Puma is back by that.
     pub(super) fn set_down(&mut self, index: u32, down: bool, now: Instant) -> bool {
         if let Some(worker) = self.list.get_mut(index as usize) {
+            if worker.down && !down {
+                worker.back = Some(now);
+            }
             worker.down = down;
         }
         self.note_away(now)
@@ -71,17 +83,18 @@ impl Workers {
         self.list.get(index as usize).is_some_and(Worker::has_free)
     }
 
-    /// The worker with the smallest part of its threads busy; equals take turns.
-    pub(super) fn least_busy(&mut self, except: Option<u32>) -> Option<u32> {
+    /// The worker that would have the smallest part of its threads busy with one request more; equals take turns.
+    pub(super) fn least_busy(&mut self, except: Option<u32>, now: Instant) -> Option<u32> {
         let count = self.list.len();
         let mut best: Option<(usize, u32, u32)> = None;
+        let busy = |in_flight: u32, of: u32| u64::from(in_flight.saturating_add(1)) * u64::from(of);
         for step in 0..count {
             let index = self.rotation.wrapping_add(step) % count;
             let excepted = except.is_some_and(|e| e as usize == index);
             let Some(worker) = self.list.get(index).filter(|w| w.has_free() && !excepted) else { continue };
-            let busy = |in_flight: u32, of: u32| u64::from(in_flight) * u64::from(of);
-            if best.is_none_or(|(_, in_flight, limit)| busy(worker.in_flight, limit) < busy(in_flight, worker.limit)) {
-                best = Some((index, worker.in_flight, worker.limit));
+            let weight = worker.weight(now);
+            if best.is_none_or(|(_, in_flight, other)| busy(worker.in_flight, other) < busy(in_flight, weight)) {
+                best = Some((index, worker.in_flight, weight));
             }
         }
         let (index, ..) = best?;
@@ -145,4 +158,14 @@ impl Worker {
     fn has_free(&self) -> bool {
         !self.down && self.in_flight < self.limit
     }
+
+    /// Its threads; fewer for a while after it has come back, and never none.
+    fn weight(&self, now: Instant) -> u32 {
+        let warm = self.back.map_or(SLOW_START, |at| now.saturating_duration_since(at).min(SLOW_START)).as_millis();
+        let part = u128::from(self.limit).saturating_mul(warm).checked_div(SLOW_START.as_millis());
+        u32::try_from(part.unwrap_or(0)).unwrap_or(self.limit).max(1)
+    }
 }
+
+/// So long a worker that has come back counts as smaller than it is.
+const SLOW_START: Duration = Duration::from_secs(10);

@@ -76,11 +76,30 @@ fn equals_take_turns() {
 }
 
 #[test]
+fn a_worker_that_comes_back_is_not_given_everything_at_once() {
+    let mut case = Case::new(policy(), &[5, 5]);
+    case.now += SECOND * 60;
+    case.core.set_down(0, true, case.now);
+    case.core.set_down(0, false, case.now);
+    let first: Vec<_> = (0..5).map(|_| case.take(ask(1)).unwrap()).collect();
+    assert_eq!(first.iter().filter(|worker| **worker == 0).count(), 1, "{first:?}");
+    // None of its threads is lost to those who would wait.
+    let rest: Vec<_> = (0..5).map(|_| case.take(ask(1)).unwrap()).collect();
+    assert_eq!((rest.iter().filter(|worker| **worker == 0).count(), case.take(ask(1))), (4, None), "{rest:?}");
+    for worker in first.into_iter().chain(rest) {
+        case.release(worker, ask(1), 10);
+    }
+    case.now += SECOND * 10;
+    let warm = (0..6).map(|_| case.take(ask(1)).unwrap()).filter(|worker| *worker == 0).count();
+    assert_eq!(warm, 3);
+}
+
+#[test]
 fn a_worker_that_is_down_gets_nothing_and_its_requests_can_move() {
     let mut case = Case::new(policy(), &[1, 1]);
     assert_eq!(case.take(ask(1)), Some(0));
     case.core.set_down(0, true, case.now);
-    assert_eq!(case.core.move_away(0), Some(1));
+    assert_eq!(case.core.move_away(0, case.now), Some(1));
     assert_eq!(case.take(ask(1)), None);
     case.core.set_down(0, false, case.now);
     assert_eq!(case.take(ask(1)), Some(0));

@@ -1,0 +1,261 @@
+//! One stream: a request, its answer, and the pace at which the client takes it. RFC 9113 §8.1.
+//!
+//! Threats: exhaustion (a stream that was reset before its turn is never handed in; h2 is given no more of an answer than
+//! the client has made room for, and an answer that waits is absorbed so that Puma is free) and slowloris (an answer that
+//! stands still is reset alone).
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body::Body;
+use tower_service::Service;
+
+use super::{
+    incoming::Incoming,
+    stalls::Stall,
+    watch::{Load, Open},
+};
+use crate::{
+    accept::{client::Client, pace::Sweep},
+    http::{
+        Site, Sites,
+        arrival::{Arrival, Notes},
+        body::{Received, Relay},
+        extended_connect::{self, NearEnd, Outcome},
+        upgrade::Life,
+    },
+    log::End,
+};
+
+/// What all streams of a connection share.
+#[derive(Debug)]
+pub struct Front<S> {
+    pub sites: Arc<Sites<S>>,
+    pub client: Arc<Client>,
+    pub load: Arc<Load>,
+    pub clock: Arc<Sweep>,
+    /// The configuration that the last stream found in force, with its stack.
+    pub stack: Mutex<(Arc<Site<S>>, S)>,
+}
+
+impl<S: Clone> Front<S> {
+    fn call<F>(&self, request: Request<Received>) -> (Arc<Site<S>>, F)
+    where
+        S: Service<Request<Received>, Future = F>,
+    {
+        let mut place = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.sites.is_in_force(&place.0) {
+            let site = self.sites.current();
+            *place = (Arc::clone(&site), site.stack());
+        }
+        let (site, stack) = &mut *place;
+        (Arc::clone(site), stack.call(request))
+    }
+}
+
+/// Serves one stream until its answer has been handed over or there is nobody to answer.
+pub async fn serve<S, B>(front: Arc<Front<S>>, open: Open, request: Request<RecvStream>, mut respond: SendResponse<Bytes>)
+where
+    S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    B: Relay,
+{
+    if front.load.resets.load(Relaxed) > 0 {
+        // Who has reset a stream gets the time to reset this one, too, before it costs anything.
+        tokio::task::yield_now().await;
+    }
+    let (parts, stream) = request.into_parts();
+    let (request, near) = arrived(&front, parts, stream);
+    let Some((site, answer)) = poll_fn_once(|cx| respond.poll_reset(cx).is_pending().then(|| front.call(request))).await else {
+        return front.load.reset();
+    };
+    let outcome = {
+        let mut answer = pin!(answer);
+        std::future::poll_fn(|cx| match respond.poll_reset(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => answer.as_mut().poll(cx).map(Some),
+        })
+        .await
+    };
+    let Some(Ok(mut response)) = outcome else { return front.load.reset() };
+    if let Some(near) = near {
+        match extended_connect::outcome(&mut response) {
+            Outcome::Open(far) => {
+                let head = Response::from_parts(response.into_parts().0, ());
+                let Ok(send) = respond.send_response(head, false) else { return respond.send_reset(Reason::INTERNAL_ERROR) };
+                let (idle, spread, sites) = (site.tunnel_idle, site.tunnel_spread, Arc::clone(&front.sites));
+                let life = Life { idle, spread, is_draining: move || sites.is_draining() };
+                return extended_connect::tunnel(NearEnd::new(send, near), far, front.clock.enrol(u64::MAX), life, open);
+            }
+            Outcome::Ignored => {
+                if respond.send_response(Response::from_parts(response.into_parts().0, ()), true).is_err() {
+                    respond.send_reset(Reason::INTERNAL_ERROR);
+                }
+                return;
+            }
+            Outcome::Answered => {}
+        }
+    }
+    let (mut parts, body) = response.into_parts();
+    complete(&mut parts.headers, &body);
+    let mut body = pin!(body);
+    let is_end = body.is_end_stream();
+    let Ok(send) = respond.send_response(Response::from_parts(parts, ()), is_end) else {
+        return respond.send_reset(Reason::INTERNAL_ERROR);
+    };
+    let end = if is_end {
+        Some(End::Ok)
+    } else {
+        let patience = site.timeouts.write_stall.as_millis();
+        let mut answer = Answer { send, rest: Bytes::new(), stall: None, patience, load: &front.load, clock: &front.clock };
+        std::future::poll_fn(|cx| answer.poll(cx, body.as_mut())).await
+    };
+    match end {
+        Some(End::Ok) => {
+            // Only a whole answer earns anything, or a flood of resets would pay for itself.
+            front.load.answered.fetch_add(1, Relaxed);
+            body.settle(End::Ok);
+        }
+        Some(end) => body.settle(end),
+        None => front.load.reset(),
+    }
+    drop(open);
+}
+
+/// The request as the stack gets it; of an extended CONNECT also the client's side of its stream.
+fn arrived<S>(front: &Front<S>, mut parts: http::request::Parts, stream: RecvStream) -> (Request<Received>, Option<RecvStream>) {
+    let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
+    let notes = Arc::new(Notes::new(Instant::now()));
+    parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes });
+    let (body, near) = if extended_connect::translate(&mut parts) {
+        (Received::None, Some(stream))
+    } else if parts.method == Method::CONNECT || stream.is_end_stream() {
+        (Received::None, None)
+    } else {
+        (Received::Two(Incoming::new(stream, &parts.headers)), None)
+    };
+    (Request::from_parts(parts, body), near)
+}
+
+/// An answer's body on its way to h2.
+struct Answer<'a> {
+    send: SendStream<Bytes>,
+    /// The rest of the last piece.
+    rest: Bytes,
+    /// The client makes no room.
+    stall: Option<Stall>,
+    patience: u64,
+    load: &'a Load,
+    clock: &'a Sweep,
+}
+
+impl Answer<'_> {
+    /// How it ended, once it has; `None` where the client has reset the stream.
+    fn poll<B: Relay>(&mut self, cx: &mut Context<'_>, mut body: Pin<&mut B>) -> Poll<Option<End>> {
+        loop {
+            if self.rest.is_empty() && self.stall.is_none() {
+                match body.as_mut().poll_frame(cx) {
+                    Poll::Pending => return if self.send.poll_reset(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending },
+                    Poll::Ready(Some(Ok(frame))) => self.rest = frame.into_data().unwrap_or_default(),
+                    Poll::Ready(Some(Err(refusal))) => {
+                        self.send.send_reset(Reason::INTERNAL_ERROR);
+                        return Poll::Ready(Some(refusal.into()));
+                    }
+                    Poll::Ready(None) => return Poll::Ready(self.send.send_data(Bytes::new(), true).ok().map(|()| End::Ok)),
+                }
+                if self.rest.is_empty() {
+                    if body.is_end_stream() {
+                        return Poll::Ready(self.send.send_data(Bytes::new(), true).ok().map(|()| End::Ok));
+                    }
+                    continue;
+                }
+            }
+            let room = match self.poll_room(cx) {
+                Poll::Ready(Some(room)) => room,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return self.stand_still(cx, body),
+            };
+            self.stall = None;
+            if self.rest.is_empty() {
+                continue;
+            }
+            let piece = self.rest.split_to(self.rest.len().min(room).min(PIECE));
+            self.load.moved.fetch_add(piece.len() as u64, Relaxed);
+            let is_last = self.rest.is_empty() && body.is_end_stream();
+            if self.send.send_data(piece, is_last).is_err() {
+                return Poll::Ready(None);
+            }
+            if is_last {
+                return Poll::Ready(Some(End::Ok));
+            }
+        }
+    }
+
+    /// Bytes that the client has room for now.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        self.send.reserve_capacity(self.rest.len().clamp(1, PIECE));
+        match self.send.capacity() {
+            0 => self.send.poll_capacity(cx).map(|room| room.and_then(Result::ok)),
+            room => Poll::Ready(Some(room)),
+        }
+    }
+
+    /// The client has the turn: it is given time, and meanwhile Puma is relieved of the answer.
+    fn stand_still<B: Relay>(&mut self, cx: &mut Context<'_>, body: Pin<&mut B>) -> Poll<Option<End>> {
+        let now = self.clock.now();
+        let stall = self.stall.get_or_insert_with(|| self.load.stalls.wait(now, self.patience, cx.waker()));
+        if now >= stall.end {
+            self.send.send_reset(Reason::CANCEL);
+            return Poll::Ready(Some(End::SlowRead));
+        }
+        body.poll_absorb(cx, &mut self.rest);
+        Poll::Pending
+    }
+}
+
+/// What the head says besides: Puma sends no Date (RFC 9110 §6.6.1), and a length that is known is told.
+fn complete<B: Body>(headers: &mut HeaderMap, body: &B) {
+    if !headers.contains_key(header::DATE) {
+        headers.insert(header::DATE, date());
+    }
+    if !body.is_end_stream()
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && let Some(length) = body.size_hint().exact()
+    {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// Formatted once a second and thread.
+fn date() -> HeaderValue {
+    let now = SystemTime::now();
+    let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    DATE.with_borrow_mut(|(at, value)| {
+        if *at != second
+            && let Ok(fresh) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            (*at, *value) = (second, fresh);
+        }
+        value.clone()
+    })
+}
+
+async fn poll_fn_once<T>(step: impl FnOnce(&mut Context<'_>) -> T) -> T {
+    let mut step = Some(step);
+    std::future::poll_fn(|cx| step.take().map_or(Poll::Pending, |step| Poll::Ready(step(cx)))).await
+}
+
+thread_local! {
+    static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
+}
+
+/// Bytes of an answer that are handed to h2 at once.
+const PIECE: usize = 16 * 1024;

@@ -1,0 +1,178 @@
+//! The bytes of an HTTP/2 connection: counted by frames as they are read, gathered as they are written.
+//!
+//! Threat: exhaustion; [`Meter`] says by what. h2 flushes after every DATA frame, which would be a TLS record and a system call
+//! for each answer. Here a flush only marks; the connection's task writes what has gathered at the end of its turn. What
+//! gathers is bounded: beyond [`ROOM`] a write waits for the socket.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::watch::Load;
+use crate::{
+    accept::{
+        pace::{Pulse, Sweep},
+        stream::Stream,
+    },
+    http::frames::{CALM, Meter, UPDATE_EVERY},
+};
+
+/// The connection's bytes, shared by h2 and the task that it runs in; no two of them use it at a time.
+#[derive(Debug)]
+pub struct Wire(Arc<Mutex<Line>>);
+
+#[derive(Debug)]
+struct Line {
+    stream: Stream,
+    meter: Meter,
+    beat: Arc<Pulse>,
+    load: Arc<Load>,
+    clock: Arc<Sweep>,
+    /// Whole frames that are not yet written.
+    out: BytesMut,
+    /// Bytes that were written and have not yet earned anything.
+    sent: u64,
+    /// The stream may still hold what it took.
+    is_unflushed: bool,
+    /// h2 waits for room.
+    is_awaited: bool,
+}
+
+impl Wire {
+    /// A connection of which nothing has been read.
+    pub fn new(stream: Stream, beat: Arc<Pulse>, load: Arc<Load>, clock: Arc<Sweep>) -> Self {
+        load.heard.store(clock.now(), Relaxed);
+        let line =
+            Line { stream, meter: Meter::new(), beat, load, clock, out: BytesMut::new(), sent: 0, is_unflushed: false, is_awaited: false };
+        Wire(Arc::new(Mutex::new(line)))
+    }
+
+    /// Another handle to the same bytes.
+    pub fn share(&self) -> Self {
+        Wire(Arc::clone(&self.0))
+    }
+
+    /// Writes what has gathered. Wakes whoever waits for room when there is some.
+    pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut line = self.line();
+        let sent = line.poll_send(cx);
+        if sent.is_ready() && std::mem::take(&mut line.is_awaited) {
+            cx.waker().wake_by_ref();
+        }
+        sent
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(n.min(self.out.len()));
+            self.is_unflushed = true;
+            self.sent = self.sent.saturating_add(n as u64);
+            self.beat.advance(n as u64);
+        }
+        if self.is_unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.is_unflushed = false;
+            if self.load.streams.load(Relaxed) == 0 {
+                // An idle connection holds no buffer.
+                self.out = BytesMut::new();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.len() >= ROOM {
+            self.is_awaited = true;
+            ready!(self.poll_send(cx))?;
+            self.is_awaited = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The connection's last words, behind the last whole frame. Bytes that nobody reads would turn the close into a reset, so
+    /// what is here is read away.
+    fn calm(&mut self, cx: &mut Context<'_>) {
+        self.out.extend_from_slice(&CALM);
+        let said = matches!(self.poll_send(cx), Poll::Ready(Ok(())))
+            && matches!(Pin::new(&mut self.stream).poll_shutdown(cx), Poll::Ready(Ok(())));
+        let mut away = [0; 4096];
+        for _ in 0..if said { READ_AWAY } else { 0 } {
+            let mut into = ReadBuf::new(&mut away);
+            if !matches!(Pin::new(&mut self.stream).poll_read(cx, &mut into), Poll::Ready(Ok(()))) || into.filled().is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let line = &mut *self.line();
+        let before = into.filled().len();
+        ready!(Pin::new(&mut line.stream).poll_read(cx, into))?;
+        let fresh = into.filled().get(before..).unwrap_or_default();
+        let now = line.clock.now();
+        line.load.heard.store(now, Relaxed);
+        line.beat.advance(fresh.len() as u64);
+        let (answered, sent) = (line.load.answered.swap(0, Relaxed), line.sent);
+        line.sent = sent % UPDATE_EVERY;
+        if line.meter.see(fresh, now, answered, sent).is_err() {
+            into.set_filled(before);
+            line.calm(cx);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    /// Takes all or nothing, so that what has gathered ends with a frame.
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut line = self.line();
+        ready!(line.poll_room(cx))?;
+        let before = line.out.len();
+        for slice in slices {
+            line.out.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(line.out.len().saturating_sub(before)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let line = &mut *self.line();
+        ready!(line.poll_send(cx))?;
+        Pin::new(&mut line.stream).poll_shutdown(cx)
+    }
+}
+
+/// Bytes that gather before a write waits for the socket.
+const ROOM: usize = 48 * 1024;
+/// Reads after the last words, each of 4 KiB.
+const READ_AWAY: usize = 64;

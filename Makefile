@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
 
-.PHONY: demo build test lint check fuzz bench
+.PHONY: demo build test lint check fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
 
 # A small Rack app on real Puma behind Palisade, on loopback only; ends with Ctrl-C.
 demo: build
@@ -35,5 +35,29 @@ check:
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
-bench:
-	$(CARGO) bench --locked
+# Beside Debian's nginx and HAProxy, under two minutes; `make bench INSTALL=1` also installs what is missing. benches/README.md.
+bench: bench-build
+	@benches/bench.py $(if $(INSTALL),--install) $(BENCH)
+
+bench-build:
+	@$(CARGO) build --release --locked
+	@rustc --edition 2024 -O benches/origin.rs -o $${CARGO_TARGET_DIR:-target}/release/origin
+
+# The price of the guard and of each layer.
+bench-layers:
+	$(CARGO) bench --locked --bench layers
+
+# Instructions and allocations per request against benches/instructions.json; bench-accept makes what is found the baseline.
+bench-instructions: bench-build
+	@benches/instructions.py $(if $(INSTALL),--install)
+
+bench-accept: bench-build
+	@benches/instructions.py --accept
+
+# 5 GiB each way.
+bench-large: bench-build
+	@benches/large.py
+
+# Whether the price of a request stays what it is: beside idle connections, many keys, many fields, limits, a second worker.
+bench-flat: bench-build
+	@benches/flat.py

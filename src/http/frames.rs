@@ -1,7 +1,7 @@
 //! Counts the frames that an HTTP/2 client sends, without reading what is in them.
 //!
 //! Threat: exhaustion by frames that cost the client nothing: rapid reset (CVE-2023-44487), SETTINGS, PING, PRIORITY and
-//! WINDOW_UPDATE floods (CVE-2019-9512 and its kin), CONTINUATION floods (CVE-2024-27316), empty DATA. hyper bounds some of
+//! WINDOW_UPDATE floods (CVE-2019-9512 and its kin), CONTINUATION floods (CVE-2024-27316), empty DATA. h2 bounds some of
 //! them; this bounds all of them in one place, and the connection ends with GOAWAY ENHANCE_YOUR_CALM (RFC 9113 §7).
 
 /// The kinds of frames that are counted.

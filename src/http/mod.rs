@@ -1,6 +1,6 @@
 //! Messages: connections become requests and answers.
 //!
-//! Two fronts, one stack: [`one`] drives HTTP/1 on the guard's parser, [`two`] is hyper's HTTP/2 server with its options;
+//! Two fronts, one stack: [`one`] drives HTTP/1 on the guard's parser, [`two`] drives HTTP/2 on h2's frames;
 //! both hand `http::Request<Received>` to the same tower stack and write what it answers.
 
 pub mod arrival;

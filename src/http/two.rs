@@ -11,6 +11,7 @@
 mod alive;
 mod bell;
 mod incoming;
+mod slots;
 mod stalls;
 mod stream;
 mod watch;
@@ -24,8 +25,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::{Builder, Connection};
+use h2::{
+    Reason,
+    server::{Builder, Connection},
+};
 use http::{Request, Response};
 use tower_service::Service;
 
@@ -33,6 +36,7 @@ pub use self::incoming::Incoming;
 use self::{
     alive::Alive,
     bell::{Bells, Half},
+    slots::Slots,
     stream::Front,
     watch::{Load, Verdict, Watch},
     wire::Wire,
@@ -59,12 +63,14 @@ where
     let mut alive = Alive::new(connection.ping_pong());
     let stack = Mutex::new((Arc::clone(&site), site.stack()));
     let front = Arc::new(Front { sites, client, load, clock: beat.clock(), stack });
-    let mut streams = FuturesUnordered::new();
-    let mut bells = None;
+    let bells = std::future::poll_fn(|cx| Poll::Ready(Bells::new(cx.waker()))).await;
+    let mut streams = Slots::new(bells.streams.clone());
     std::future::poll_fn(|cx| {
-        let bells = bells.get_or_insert_with(|| Bells::new(cx.waker()));
         bells.enter();
         let mut frames = Context::from_waker(&bells.frames);
+        if front.load.pause() < u64::MAX && front.load.resume(beat.now()) {
+            bells.frames.wake_by_ref();
+        }
         for _ in 0..ROUNDS {
             let has_frames = bells.take(Half::Frames);
             if has_frames {
@@ -73,11 +79,12 @@ where
                         Poll::Ready(Some(Ok((request, mut respond)))) => {
                             if respond.poll_reset(&mut frames).is_ready() {
                                 front.load.reset();
-                                continue;
+                            } else if streams.is_full() {
+                                respond.send_reset(Reason::REFUSED_STREAM);
+                            } else {
+                                let open = front.load.open();
+                                streams.push(stream::serve(Arc::clone(&front), open, request, respond));
                             }
-                            let open = front.load.open();
-                            streams.push(stream::serve(Arc::clone(&front), open, request, respond));
-                            bells.streams.wake_by_ref();
                         }
                         Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(()),
                         Poll::Pending => break,
@@ -86,8 +93,7 @@ where
             }
             let has_streams = bells.take(Half::Streams);
             if has_streams {
-                let mut cx = Context::from_waker(&bells.streams);
-                while let Poll::Ready(Some(())) = streams.poll_next_unpin(&mut cx) {}
+                streams.poll();
             }
             if !has_frames && !has_streams {
                 break;
@@ -99,7 +105,7 @@ where
         let now = beat.now();
         let Some(silent) = alive.look(&mut frames, now, front.load.heard.load(Relaxed)) else { return Poll::Ready(()) };
         match watch.look(now) {
-            Verdict::Until(deadline) => beat.until(deadline.min(silent)),
+            Verdict::Until(deadline) => beat.until(deadline.min(silent).min(streams.rest(now)).min(front.load.pause())),
             Verdict::Leave => {
                 connection.graceful_shutdown();
                 bells.frames.wake_by_ref();

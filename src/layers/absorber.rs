@@ -49,9 +49,9 @@ pub struct Absorber<B> {
 pub struct Place {
     store: Arc<Store>,
     dir: PathBuf,
-    /// Bytes of an answer that wait in memory, for less than a second, before a file takes the rest.
-    in_memory: usize,
     client: ClientKey,
+    /// Bytes of one answer that may wait in memory.
+    most: usize,
 }
 
 /// How long the client has been at its piece.
@@ -87,9 +87,9 @@ impl Stall {
 }
 
 impl Place {
-    /// Memory and files as `config` has it, in the books of `store` under `client`.
+    /// Files as `config` says, in the books of `store` under `client`.
     pub fn new(store: &Arc<Store>, config: &Config, client: ClientKey) -> Self {
-        Place { store: Arc::clone(store), dir: config.dir.clone(), in_memory: config.memory_per_request.as_usize(), client }
+        Place { store: Arc::clone(store), dir: config.dir.clone(), client, most: config.memory_per_request.as_usize() }
     }
 }
 
@@ -144,17 +144,19 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         loop {
             let memory = &self.place.store.memory;
             let has_stalled = has_passed || memory.is_crowded();
-            let most = if memory.is_tight() { FRAME } else { self.place.in_memory };
+            let most = if memory.is_tight() { FRAME } else { self.place.most };
             let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
             if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
             }
-            if self.backlog.is_none() && self.queued >= most {
+            // The steps of what is on its way have to find room beside what waits.
+            let waits = most.saturating_sub(FRAME.saturating_mul(4)).max(IN_MEMORY);
+            if self.backlog.is_none() && self.queued >= waits {
                 self.backlog = Some(self.new_backlog());
             }
             // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
             let wanted = self.in_memory(unsent).saturating_add(FRAME);
-            let has_room = wanted <= most.saturating_mul(2).saturating_add(FRAME) && self.held.resize(wanted);
+            let has_room = wanted <= most.max(IN_MEMORY.saturating_add(FRAME)) && self.held.resize(wanted);
             let read = match &mut self.inner {
                 Some(inner) if has_room => Pin::new(inner).poll_frame(cx),
                 Some(_) | None => Poll::Pending,
@@ -176,11 +178,8 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                     }
                 }
                 Poll::Pending => {
-                    let must_go = !has_room && self.inner.is_some();
-                    if is_writing || !must_go && !has_stalled {
-                        return;
-                    }
-                    if must_go && self.step_back(unsent) || self.backlog.as_mut().is_some_and(Backlog::put_away) {
+                    let is_over = self.inner.is_none() || !has_room || has_stalled;
+                    if !is_writing && is_over && self.backlog.as_mut().is_some_and(Backlog::put_away) {
                         continue;
                     }
                     return;
@@ -285,6 +284,8 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 }
 
+/// Bytes of an answer that wait in memory before a file takes the rest.
+const IN_MEMORY: usize = 64 * 1024;
 /// Bytes that are read back from the file at once: for a client that has just stood still, and for one that keeps up.
 const STEP_LEAST: usize = 4 * 1024;
 const STEP_MOST: usize = 64 * 1024;
@@ -323,9 +324,7 @@ mod tests {
 
     fn absorber(disk: u64, pieces: Vec<Option<Result<Bytes, Refusal>>>) -> (tempfile::TempDir, Arc<Store>, Box<Absorber<Pieces>>) {
         let dir = tempfile::tempdir().unwrap();
-        let memory_per_request = ByteSize(64 * 1024);
-        let config =
-            Config { memory_per_request, disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
+        let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
         let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));

@@ -135,12 +135,12 @@ fn slots(sheet: &mut Sheet, puma: &Puma) {
     sheet.gauge("palisade_upstream_up", "Whether Puma can be reached.", &[], if figures.away { 0.0 } else { 1.0 });
     sheet.gauge("palisade_upgrades", "Open WebSockets.", &[], puma.upgrades().into());
     sheet.gauge("palisade_upstream_idle_connections", "Connections to Puma that wait for a request.", &[], puma.idle_connections() as f64);
-    // Puma's own word is used on when it no longer answers: its age says how far to trust it.
-    if let Some(reported) = puma.reported() {
-        let age = reported.at.elapsed().as_secs_f64();
-        sheet.gauge("palisade_puma_stats_age_seconds", "Time since Puma's control server last answered.", &[], age);
-        sheet.gauge("palisade_puma_phase", "Phased restarts of Puma so far, as it counts them.", &[], reported.stats.phase as f64);
-    }
+    // Puma's own word is used on when it no longer answers: its age says how far to trust it. NaN satisfies no alert.
+    let reported = puma.reported();
+    let age = reported.as_ref().map_or(f64::NAN, |reported| reported.at.elapsed().as_secs_f64());
+    sheet.gauge("palisade_puma_stats_age_seconds", "Time since Puma's control server last answered; NaN: it never did.", &[], age);
+    let phase = reported.map_or(0, |reported| reported.stats.phase);
+    sheet.gauge("palisade_puma_phase", "Phased restarts of Puma so far, as it counts them.", &[], phase as f64);
     for (index, (threads, busy, _)) in figures.workers.iter().enumerate() {
         let worker = index.to_string();
         sheet.gauge("puma_threads_max", "Threads of a worker.", &[("worker", &worker)], (*threads).into());

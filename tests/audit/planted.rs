@@ -108,7 +108,7 @@ fn plant(app: &Path, random: &mut fastrand::Rng) -> Vec<String> {
 
 #[test]
 fn no_secret_is_printed_wherever_it_is_planted() {
-    let mut random = fastrand::Rng::with_seed(7);
+    let mut random = fastrand::Rng::with_seed(11);
     let (mut planted, mut found) = (0, BTreeSet::new());
     for _ in 0..24 {
         let app = application(GOOD);

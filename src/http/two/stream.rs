@@ -8,14 +8,14 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
@@ -48,17 +48,25 @@ pub struct Front<S> {
 }
 
 impl<S: Clone> Front<S> {
-    fn call<F>(&self, request: Request<Received>) -> (Arc<Site<S>>, F)
-    where
-        S: Service<Request<Received>, Future = F>,
-    {
-        let mut place = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The configuration in force.
+    fn site(&self) -> Arc<Site<S>> {
+        let mut place = self.stack();
         if !self.sites.is_in_force(&place.0) {
             let site = self.sites.current();
             *place = (Arc::clone(&site), site.stack());
         }
-        let (site, stack) = &mut *place;
-        (Arc::clone(site), stack.call(request))
+        Arc::clone(&place.0)
+    }
+
+    fn call<F>(&self, request: Request<Received>) -> F
+    where
+        S: Service<Request<Received>, Future = F>,
+    {
+        self.stack().1.call(request)
+    }
+
+    fn stack(&self) -> MutexGuard<'_, (Arc<Site<S>>, S)> {
+        self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,15 +81,27 @@ where
         tokio::task::yield_now().await;
     }
     let (parts, stream) = request.into_parts();
-    let (request, near) = arrived(&front, parts, stream);
-    let Some((site, answer)) = poll_fn_once(|cx| respond.poll_reset(cx).is_pending().then(|| front.call(request))).await else {
+    let notes = Arc::new(Notes::new(Instant::now()));
+    let (request, near) = arrived(&front, Arc::clone(&notes), parts, stream);
+    if std::future::poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
         return front.load.reset();
-    };
+    }
+    let site = front.site();
     let outcome = {
-        let mut answer = pin!(answer);
+        let mut answer = pin!(front.call(request));
         std::future::poll_fn(|cx| match respond.poll_reset(cx) {
             Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => answer.as_mut().poll(cx).map(Some),
+            Poll::Pending => {
+                let outcome = answer.as_mut().poll(cx);
+                for fields in notes.take_hints() {
+                    let mut hint = Response::new(());
+                    (*hint.status_mut(), *hint.headers_mut()) = (StatusCode::EARLY_HINTS, fields);
+                    if respond.send_informational(hint).is_err() {
+                        return Poll::Ready(None);
+                    }
+                }
+                outcome.map(Some)
+            }
         })
         .await
     };
@@ -121,7 +141,7 @@ where
     match end {
         Some(End::Ok) => {
             // Only a whole answer earns anything, or a flood of resets would pay for itself.
-            front.load.answered.fetch_add(1, Relaxed);
+            front.load.answer();
             body.settle(End::Ok);
         }
         Some(end) => body.settle(end),
@@ -131,9 +151,13 @@ where
 }
 
 /// The request as the stack gets it; of an extended CONNECT also the client's side of its stream.
-fn arrived<S>(front: &Front<S>, mut parts: http::request::Parts, stream: RecvStream) -> (Request<Received>, Option<RecvStream>) {
+fn arrived<S>(
+    front: &Front<S>,
+    notes: Arc<Notes>,
+    mut parts: http::request::Parts,
+    stream: RecvStream,
+) -> (Request<Received>, Option<RecvStream>) {
     let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
-    let notes = Arc::new(Notes::new(Instant::now()));
     parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes });
     let (body, near) = if extended_connect::translate(&mut parts) {
         (Received::None, Some(stream))
@@ -246,11 +270,6 @@ fn date() -> HeaderValue {
         }
         value.clone()
     })
-}
-
-async fn poll_fn_once<T>(step: impl FnOnce(&mut Context<'_>) -> T) -> T {
-    let mut step = Some(step);
-    std::future::poll_fn(|cx| step.take().map_or(Poll::Pending, |step| Poll::Ready(step(cx)))).await
 }
 
 thread_local! {

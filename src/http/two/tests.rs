@@ -4,7 +4,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -23,6 +23,7 @@ use crate::{
     },
     layers::handshake::Extended,
     refusal::Refusal,
+    units::Deadline,
 };
 
 const DATA: u8 = 0;
@@ -473,4 +474,126 @@ async fn other_connects_stay_what_they_are() {
         assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
     }
     assert_eq!(bench.asked(), ["CONNECT /cable?x=1"]);
+}
+
+#[tokio::test]
+async fn a_body_that_its_client_cancels_is_never_a_whole_one() {
+    for reason in [0u32, 8, 1] {
+        let ends = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&ends);
+        let mut bench = Bench::two(Timeouts::default(), move |mut request: Request<Received>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let (post, mut all) = (request.method() == "POST", BytesMut::new());
+                while let Ok(true) = std::future::poll_fn(|cx| request.body_mut().poll_append(cx, &mut all)).await {}
+                if post {
+                    seen.lock().unwrap().push(all);
+                }
+                page("hello")
+            }
+        });
+        // POST / of http://a without a length, half of its body, and then the reset in a read of its own.
+        let post = frame(HEADERS, END_HEADERS, 1, b"\x83\x86\x84\x41\x01a");
+        bench.send([hello(&[]), post, frame(DATA, 0, 1, b"half")].concat()).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        bench.send(frame(RST_STREAM, 0, 1, &reason.to_be_bytes())).await;
+        bench.send(frame(HEADERS, END_HEADERS | END_STREAM, 3, GET)).await;
+        let mut said = Vec::new();
+        while !said.windows(5).any(|part| part == b"hello") {
+            assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+        }
+        assert_eq!(bench.asked(), ["POST /", "GET /"]);
+        assert!(ends.lock().unwrap().is_empty(), "reason {reason}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_stands_still_is_ended_alone() {
+    let timeouts = Timeouts { write_stall: Deadline::millis(1000), ..quick() };
+    let mut bench = Bench::two(timeouts, |_| async {
+        let (sender, script) = Script::open(Some(1_000_000));
+        sender.send(Ok(Bytes::from(vec![7; 1_000_000]))).unwrap();
+        Response::new(script)
+    });
+    bench.send(hello(&[0, 4, 0, 0, 0, 0])).await;
+    for stream in [1, 3] {
+        bench.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, GET)).await;
+    }
+    let room = [0, 3].map(|stream| frame(WINDOW_UPDATE, 0, stream, &2000u32.to_be_bytes())).concat();
+    let (mut said, start) = (Vec::new(), tokio::time::Instant::now());
+    let reset = |said: &[u8]| frames(said).into_iter().find(|(kind, ..)| *kind == RST_STREAM);
+    let read = |said: &[u8]| frames(said).iter().filter(|(kind, _, stream, _)| (*kind, *stream) == (DATA, 3)).count();
+    while reset(&said).is_none() {
+        assert!(start.elapsed() < WAIT, "it stands still for ever");
+        bench.send(&room).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        bench.client.try_read_buf(&mut said).unwrap_or_default();
+    }
+    assert!(start.elapsed() >= Duration::from_millis(990));
+    let (_, _, stream, reason) = reset(&said).unwrap();
+    assert_eq!((stream, reason), (1, 8u32.to_be_bytes().to_vec()), "CANCEL for the one that stood still");
+    let before = read(&said);
+    bench.send(&room).await;
+    while read(&said) == before {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    assert_eq!(goaways(&said), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn answers_of_one_turn_come_in_one_read() {
+    let mut bench = Bench::two(Timeouts::default(), |_| async { Response::new(Script::of(&["0123456789"], true)) });
+    let mut bytes = hello(&[]);
+    for n in 0..50u32 {
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET));
+    }
+    bench.send(bytes).await;
+    let (mut said, mut reads) = (Vec::new(), 0);
+    while frames(&said).iter().filter(|(kind, flags, ..)| *kind == DATA && flags & END_STREAM != 0).count() < 50 {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+        said.reserve(64 * 1024);
+        reads += 1;
+    }
+    assert!(reads <= 4, "{reads} reads");
+}
+
+#[tokio::test]
+async fn early_hints_come_before_the_answer() {
+    let mut bench = Bench::two(Timeouts::default(), |request: Request<Received>| async move {
+        let links = HeaderMap::from_iter([(header::LINK, HeaderValue::from_static("</a.css>; rel=preload"))]);
+        request.extensions().get::<Arrival>().unwrap().notes.hint(links);
+        tokio::task::yield_now().await;
+        page("late")
+    });
+    bench.send([hello(&[]), frame(HEADERS, END_HEADERS | END_STREAM, 1, GET)].concat()).await;
+    let mut said = Vec::new();
+    while !said.windows(4).any(|part| part == b"late") {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    let heads: Vec<_> = frames(&said).into_iter().filter(|(kind, ..)| *kind == HEADERS).collect();
+    assert_eq!(heads.iter().map(|(_, flags, ..)| flags & END_STREAM).collect::<Vec<_>>(), [0, 0]);
+    // :status as a literal with the name of index 8, 103 in three bytes or two by Huffman; and then index 8, 200.
+    assert_eq!((heads[0].3[0], heads[1].3[0]), (0x48, 0x88));
+}
+
+#[tokio::test]
+async fn who_resets_without_end_is_read_in_pauses_and_an_honest_client_goes_on_after_one() {
+    let mut bench = Bench::two(Timeouts::default(), hello_world);
+    let mut bytes = hello(&[]);
+    for n in 0..18u32 {
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET));
+        bytes.extend(frame(RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes()));
+        if n % 9 == 8 {
+            bench.send(std::mem::take(&mut bytes)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let start = tokio::time::Instant::now();
+    bench.send(frame(HEADERS, END_HEADERS | END_STREAM, 101, GET)).await;
+    let mut said = Vec::new();
+    while !said.windows(5).any(|part| part == b"hello") {
+        assert!(bench.client.read_buf(&mut said).await.unwrap() > 0);
+    }
+    assert!((Duration::from_millis(50)..WAIT).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!((bench.asked(), goaways(&said)), (vec!["GET /".to_owned()], Vec::new()));
 }

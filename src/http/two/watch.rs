@@ -9,7 +9,7 @@ use std::sync::{
 
 use super::stalls::Stalls;
 use crate::{
-    accept::pace::Pace,
+    accept::pace::{Pace, Sweep},
     http::{Site, Sites},
 };
 
@@ -30,6 +30,10 @@ pub struct Load {
     pub resets: AtomicU32,
     /// When the client's last bytes came, in milliseconds.
     pub heard: AtomicU64,
+    /// Streams that were reset since the last pause, less what answers have made good.
+    haste: AtomicU32,
+    /// Until when nothing is read.
+    pause: AtomicU64,
 }
 
 /// Counts a stream from its head to the end of its answer.
@@ -47,6 +51,8 @@ impl Load {
             seen: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             heard: AtomicU64::new(0),
+            haste: AtomicU32::new(0),
+            pause: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -60,6 +66,43 @@ impl Load {
     /// The client has reset a stream.
     pub fn reset(&self) {
         self.resets.fetch_add(1, Relaxed);
+        self.haste.fetch_add(1, Relaxed);
+    }
+
+    /// A stream was answered in whole.
+    pub fn answer(&self) {
+        self.answered.fetch_add(1, Relaxed);
+        let haste = self.haste.load(Relaxed);
+        if haste > 0 {
+            self.haste.store(haste / 2, Relaxed);
+        }
+    }
+
+    /// Whether the client's bytes have to wait. Who resets streams faster than they can be answered is not read for a moment:
+    /// what comes meanwhile is read in few pieces, each counted before it is parsed.
+    pub fn must_wait(&self, clock: &Sweep) -> bool {
+        if self.pause() == u64::MAX {
+            if self.haste.load(Relaxed) < HASTE {
+                return false;
+            }
+            self.pause.store(clock.now().saturating_add(PAUSE), Relaxed);
+        }
+        true
+    }
+
+    /// The end of the pause, if there is one.
+    pub fn pause(&self) -> u64 {
+        self.pause.load(Relaxed)
+    }
+
+    /// Ends the pause if it is over.
+    pub fn resume(&self, now: u64) -> bool {
+        let is_over = now >= self.pause();
+        if is_over {
+            self.pause.store(u64::MAX, Relaxed);
+            self.haste.store(0, Relaxed);
+        }
+        is_over
     }
 }
 
@@ -162,3 +205,6 @@ impl<S> Watch<S> {
 
 /// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
 const LEAVE: u64 = 5000;
+/// Streams that a client may reset before it is not read for a moment, and that moment in milliseconds.
+const HASTE: u32 = 16;
+const PAUSE: u64 = 100;

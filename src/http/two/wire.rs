@@ -124,6 +124,9 @@ impl Line {
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let line = &mut *self.line();
+        if line.load.must_wait(&line.clock) {
+            return Poll::Pending;
+        }
         let before = into.filled().len();
         ready!(Pin::new(&mut line.stream).poll_read(cx, into))?;
         let fresh = into.filled().get(before..).unwrap_or_default();
@@ -176,3 +179,56 @@ impl AsyncWrite for Wire {
 const ROOM: usize = 48 * 1024;
 /// Reads after the last words, each of 4 KiB.
 const READ_AWAY: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixStream,
+    };
+
+    use super::*;
+
+    fn wire() -> (UnixStream, Wire) {
+        let (client, far) = UnixStream::pair().unwrap();
+        let clock = Sweep::new();
+        let beat = clock.enrol(u64::MAX).share();
+        (client, Wire::new(Stream::of_unix(far), beat, Load::new(), clock))
+    }
+
+    #[tokio::test]
+    async fn what_is_written_in_one_turn_leaves_at_its_end() {
+        let (mut client, mut wire) = wire();
+        for piece in ["one ", "two ", "three"] {
+            wire.write_all(piece.as_bytes()).await.unwrap();
+            wire.flush().await.unwrap();
+        }
+        let mut said = [0; 64];
+        assert_eq!(client.try_read(&mut said).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        std::future::poll_fn(|cx| wire.poll_send(cx)).await.unwrap();
+        let n = client.read(&mut said).await.unwrap();
+        assert_eq!(&said[..n], b"one two three");
+    }
+
+    #[tokio::test]
+    async fn what_gathers_is_bounded_and_arrives_in_order() {
+        let (mut client, mut wire) = wire();
+        let sent: Vec<u8> = (0..4_000_000u32).map(|n| (n / 7) as u8).collect();
+        let all = sent.clone();
+        let writing = tokio::spawn(async move {
+            for frame in all.chunks(16 * 1024) {
+                wire.write_all(frame).await.unwrap();
+                assert!(wire.line().out.len() < ROOM + 16 * 1024);
+            }
+            wire.shutdown().await.unwrap();
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!writing.is_finished(), "the client reads nothing");
+        let mut came = Vec::new();
+        client.read_to_end(&mut came).await.unwrap();
+        writing.await.unwrap();
+        assert!(came == sent);
+    }
+}

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Instructions and allocations per request: exact where time is not, so a regression shows on any machine.
+
+    make bench-instructions    # measures and judges against benches/instructions.json
+    make bench-accept          # measures and writes what was found as the new baseline, to be committed with its reason
+
+The release binary runs under callgrind (valgrind), without its sandbox, which would end valgrind, and otherwise as in
+benches/bench.py. One connection sends an exact number of requests one after the other, first some to warm up; what is
+counted is user mode only: nearly the same from run to run, whatever else the machine does. System calls and the work of
+the kernel do not show here. More than 3 % above the baseline is a failure that names the parts that grew; more than 3 %
+below asks for a new baseline, so that a later regression cannot hide in the gain.
+
+Allocations are the calls to jemalloc that begin a piece of memory: malloc, calloc, mallocx, and realloc, which may move one.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import stand
+
+BASELINE = stand.HERE / "instructions.json"
+TOLERANCE = 0.03
+WARM, COUNT = 200, 1000
+WORKLOADS = {
+    "h1": dict(path="/1024", h1=True, tls=False),
+    "h1_browser": dict(path="/1024", h1=True, tls=False, headers=["accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "accept-language: en-GB,en;q=0.5", "accept-encoding: gzip, deflate, br", "cookie: _session=0123456789abcdef0123456789abcdef; theme=dark; consent=all", "referer: http://localhost/articles?page=2", "sec-fetch-dest: document", "sec-fetch-mode: navigate", "sec-fetch-site: same-origin", "upgrade-insecure-requests: 1"]),
+    "tls": dict(path="/1024", h1=True, tls=True),
+    "h2": dict(path="/1024", h1=False, tls=True),
+    "post16k": dict(path="/0", h1=True, tls=False, body=16384),
+    "get64k": dict(path="/65536", h1=True, tls=False),
+}
+ALLOCATING = re.compile(r"^_rjem_(malloc|calloc|mallocx|realloc|rallocx|aligned_alloc|posix_memalign)$")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--accept", action="store_true", help="write the baseline")
+    arguments.add_argument("--workloads", default=",".join(WORKLOADS))
+    arguments.add_argument("--palisade")
+    arguments.add_argument("--install", action="store_true")
+    arguments.add_argument("--top", type=int, default=0, help="also print so many functions of each workload, and of those that allocate")
+    given = arguments.parse_args()
+    stand.need(["valgrind", "h2load", "openssl"], given.install)
+    stand.end_well()
+    found = {name: measure(given, **WORKLOADS[name]) for name in given.workloads.split(",")}
+    compiler = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True, cwd=stand.HERE.parent).stdout.split()[1]
+    if given.accept:
+        kept = json.loads(BASELINE.read_text())["workloads"] if BASELINE.exists() else {}
+        parts = {name: {key: found[name][key] for key in ("instructions", "allocations", "parts")} for name in found}
+        BASELINE.write_text(json.dumps(dict(compiler=compiler, workloads=kept | parts), indent=1) + "\n")
+        print(f"{BASELINE.relative_to(stand.HERE.parent)} is written; commit it and say in the message why it changed")
+        return
+    if not BASELINE.exists():
+        sys.exit("no baseline: make bench-accept writes one")
+    baseline = json.loads(BASELINE.read_text())
+    problems = [problem for name in found for problem in judge(name, found[name], baseline["workloads"].get(name))]
+    if not problems:
+        return
+    if baseline["compiler"] != compiler:
+        problems.append(f"the baseline is of rustc {baseline['compiler']}, this is {compiler}: the compiler may be the reason")
+    problems.append("if it is meant to be so: make bench-accept, and commit benches/instructions.json with the reason")
+    sys.exit("\n" + "\n".join(problems))
+
+
+def measure(given, path, h1, tls, body=0, headers=()):
+    """Instructions and allocations of one request."""
+    with stand.Stand(given.palisade) as place:
+        out = place.dir / "callgrind.out"
+        valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}", "--collect-systime=no"]
+        keys = ["server.sandbox=off"]
+        server = place.proxy("palisade", keys=keys, before=valgrind, cpus=",".join(map(str, stand.CPUS)))
+        port, data = (server.https if tls else server.http), []
+        if body:
+            (place.dir / "body").write_bytes(b"x" * body)
+            data = [f"--data={place.dir / 'body'}", "-H", "content-type: application/octet-stream"]
+        send = lambda count: requests(place, f"{'https' if tls else 'http'}://localhost:{port}{path}", count, h1, headers, data)
+        send(WARM)
+        control = lambda *words: subprocess.run(["callgrind_control", *words, str(server.process.pid)], check=True, capture_output=True, timeout=60)
+        control("-z")
+        send(COUNT)
+        control("-d")
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        dumps = sorted(place.dir.glob("callgrind.out.*"), key=lambda file: int(file.suffix[1:]))
+        return read(dumps[0], given.top)
+
+
+def requests(place, url, count, h1, headers, data):
+    """So many requests, one after the other on one connection."""
+    argv = ["h2load", "-c1", "-m1", f"-n{count}", *(["--h1"] if h1 else []), *data]
+    argv += [word for header in headers for word in ("-H", header)]
+    done = subprocess.run([*argv, url], capture_output=True, text=True, timeout=300)
+    if f"{count} succeeded" not in done.stdout:
+        sys.exit(f"h2load: {done.stdout[-800:]}")
+
+
+def read(dump, top):
+    """Of a callgrind file, for a request: instructions in all and by part, allocations."""
+    names, functions, calls, called = {}, collections.Counter(), collections.Counter(), None
+    lines = iter(dump.read_text().splitlines())
+    for line in lines:
+        if line.startswith(("fn=", "cfn=")):
+            key, _, name = line.partition("=")[2].partition(" ")
+            called = names.setdefault(key, name)
+            if line.startswith("fn="):
+                function = called
+        elif line.startswith("calls="):
+            calls[function, called.split("'")[0]] += int(line[6:].split()[0])
+            next(lines)  # what the call cost is counted where it was spent
+        elif line[:1].isdigit() or line[:1] in ("+", "-", "*"):
+            functions[function] += int((line.split() + ["0"])[1])
+    parts = collections.Counter()
+    for function, count in functions.items():
+        parts[part(function)] += count
+    for function, count in functions.most_common(top):
+        print(f"{count / COUNT:9.0f}  {function[:150]}")
+    per = lambda value: round(value / COUNT, 1)
+    begun = {caller: count for (caller, called), count in calls.items() if ALLOCATING.match(called)}
+    for caller, count in sorted(begun.items(), key=lambda item: -item[1])[:top]:
+        print(f"{count / COUNT:9.2f}  allocations in {caller[:150]}")
+    allocations = sum(count for (_, called), count in calls.items() if ALLOCATING.match(called))
+    return dict(instructions=per(sum(parts.values())), allocations=per(allocations), parts={name: per(value) for name, value in parts.most_common() if value >= COUNT * 10})
+
+
+def part(function):
+    """The module of ours or the crate that a function belongs to."""
+    crate = re.search(r"(?:^|[<& ])([a-z_0-9]+)::", function)
+    ours = re.search(r"palisade::(\w+)(::\w+)?", function)
+    if ours:
+        return ours[0]
+    if function.startswith(("_rjem_", "je_", "tcache", "arena", "sdallocx")) or "jemalloc" in function:
+        return "jemalloc"
+    return crate[1] if crate else "C and system"
+
+
+def judge(name, found, known):
+    """What is wrong with it, in words; prints the figures."""
+    if known is None:
+        return [f"{name}: not in the baseline"]
+    change = found["instructions"] / known["instructions"] - 1
+    print(f"{name}: {found['instructions']:.0f} instructions a request (baseline {known['instructions']:.0f}, {change:+.1%}), {found['allocations']:.1f} allocations (baseline {known['allocations']:.1f})", flush=True)
+    problems = []
+    if found["allocations"] > known["allocations"] + 0.5:
+        problems.append(f"{name}: {found['allocations'] - known['allocations']:.1f} more allocations for each request")
+    if abs(change) > TOLERANCE:
+        grown = {part: found["parts"].get(part, 0) - known["parts"].get(part, 0) for part in found["parts"].keys() | known["parts"].keys()}
+        order = sorted(grown, key=grown.get, reverse=change > 0)[:8]
+        list_ = ", ".join(f"{part} {grown[part]:+.0f}" for part in order if grown[part] * change > 0)
+        word = "more" if change > 0 else "fewer, which the baseline should keep"
+        problems.append(f"{name}: {abs(found['instructions'] - known['instructions']):.0f} instructions {word} ({change:+.1%}): {list_}")
+    return problems
+
+
+if __name__ == "__main__":
+    main()

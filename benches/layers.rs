@@ -181,7 +181,9 @@ fn request() -> Request<Received> {
 }
 
 /// What the innermost service answers.
-fn answer() -> Response<http_body_util::combinators::MapErr<http_body_util::Full<Bytes>, fn(Infallible) -> Refusal>> {
+type Answered = http_body_util::combinators::MapErr<http_body_util::Full<Bytes>, fn(Infallible) -> Refusal>;
+
+fn answer() -> Response<Answered> {
     let never: fn(Infallible) -> Refusal = |never| match never {};
     let mut response = Response::new(http_body_util::Full::new(Bytes::from_static(&[b'x'; 1024])).map_err(never));
     for (name, value) in [("content-type", "text/html; charset=utf-8"), ("content-length", "1024"), ("x-runtime", "0.012345")] {

@@ -141,15 +141,15 @@ class House:
     def left(self):
         """Connections of attackers that the kernel still holds for Palisade: their addresses are 127.20.0.0 and above."""
         ports = {f"{self.ports[name]:04X}" for name in ("http", "https")}
-        count = 0
+        held = set()  # the table may show a connection twice while others come and go
         with open("/proc/net/tcp") as table:
             next(table)
             for line in table:
                 _, local, remote, state = line.split()[:4]
                 # Second byte of the address in the order of the machine; 06 is TIME-WAIT.
                 if local.split(":")[1] in ports and state not in ("06", "0A") and 20 <= int(remote[4:6], 16) < 128:
-                    count += 1
-        return count
+                    held.add(remote)
+        return len(held)
 
     def reached(self):
         return sum("/attack" in line for line in open(self.dir / "app.log"))
@@ -329,7 +329,6 @@ async def once(house, arguments, failures):
     tls = trusting()
     for kind in arguments.kinds.split(","):
         count = arguments.attackers
-        # Readers of Puma's large answers are as many as Puma can write them in time.
         before = (house.descriptors(), house.spooled(), house.memory())
         honest = Honest(house, tls)
         ramp, deadline = max(1.0, count / 2500), DEADLINES[kind]

@@ -152,9 +152,7 @@ fn the_cap_follows_a_puma_that_is_restarted_with_other_threads() {
         let palisade = Setup::before("puma").with(&format!("app = {:?}\n", app.dir.path().display().to_string())).start();
         let threads = || palisade.admin("/stats").unwrap().json()["max_threads"].as_u64();
         let told = || palisade.metric("palisade_puma_stats_age_seconds", &[]);
-        eventually("Puma itself has said so", || {
-            (threads() == Some(6) && told() >= 0.0).then_some(())
-        });
+        eventually("Puma itself has said so", || (threads() == Some(6) && told() >= 0.0).then_some(()));
         app.write(7);
         thread::sleep(Duration::from_millis(2500));
         assert_eq!(threads(), Some(6), "the file alone changes nothing while Puma says what it has");

@@ -52,7 +52,10 @@ pub struct Backlog {
 #[derive(Debug)]
 enum Work {
     None,
-    Writing { result: oneshot::Receiver<io::Result<Outcome>>, length: usize },
+    Writing {
+        result: oneshot::Receiver<io::Result<Outcome>>,
+        length: usize,
+    },
     Reading(oneshot::Receiver<io::Result<Bytes>>),
     /// The thread that wrote is gone, and the bytes with it.
     Lost,

@@ -176,6 +176,14 @@ impl Stream {
         }
     }
 
+    /// Puma had closed before our bytes came: behind its FIN a reset shows in the socket's error alone, reads just end.
+    pub fn was_closed_before(&self) -> bool {
+        match self {
+            Stream::Tcp(s) => self.reset_means_unread() && s.take_error().is_ok_and(|error| error.is_some()),
+            Stream::Unix(_) => false,
+        }
+    }
+
     fn shutdown(&self, how: Shutdown) {
         // It fails only where the other end is gone already, which the next read shows.
         match self {

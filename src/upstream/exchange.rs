@@ -263,7 +263,7 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
                 turn.ended();
                 return Err(Broken::Final(Refusal::UpstreamReset));
             }
-            Ok(_) if whole => return Err(Broken::Perhaps),
+            Ok(_) if whole && !turn.stream().is_ok_and(|stream| stream.was_closed_before()) => return Err(Broken::Perhaps),
             Ok(_) => return Err(Broken::Unread),
             Err(e) => {
                 let reset = e.kind() == io::ErrorKind::ConnectionReset && turn.stream().is_ok_and(|s| s.reset_means_unread());

@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(count.0.load(SeqCst), 1);
         bells.enter();
         assert!(bells.take(Half::Frames) && bells.take(Half::Streams) && !bells.leave());
-        bells.frames.clone().wake();
+        bells.frames.wake_by_ref();
         assert_eq!(count.0.load(SeqCst), 2);
     }
 }

@@ -30,6 +30,8 @@ WARM, COUNT, RUNS = 200, 1000, 3
 WORKLOADS = {
     "h1": dict(path="/1024", h1=True, tls=False),
     "h1_browser": dict(path="/1024", h1=True, tls=False, headers=["accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "accept-language: en-GB,en;q=0.5", "accept-encoding: gzip, deflate, br", "cookie: _session=0123456789abcdef0123456789abcdef; theme=dark; consent=all", "referer: http://localhost/articles?page=2", "sec-fetch-dest: document", "sec-fetch-mode: navigate", "sec-fetch-site: same-origin", "upgrade-insecure-requests: 1"]),
+    "fields50": dict(path="/1024", h1=True, tls=False, headers=[f"x-field-{n}: value-{n}" for n in range(50)]),
+    "fields90": dict(path="/1024", h1=True, tls=False, headers=[f"x-field-{n}: value-{n}" for n in range(90)]),
     "tls": dict(path="/1024", h1=True, tls=True),
     "h2": dict(path="/1024", h1=False, tls=True),
     "post16k": dict(path="/0", h1=True, tls=False, body=16384),

@@ -28,6 +28,7 @@ def main():
     arguments.add_argument("--gib", type=float, default=5)
     arguments.add_argument("--palisade")
     arguments.add_argument("--dir", default="/var/tmp")
+    arguments.add_argument("--ways", default="upload,download")
     given = arguments.parse_args()
     size = int(given.gib * (1 << 30))
     if shutil.disk_usage(given.dir).free < 2 * size:
@@ -37,16 +38,21 @@ def main():
     problems = []
     with stand.Stand(given.palisade) as place, tempfile.TemporaryDirectory(dir=given.dir, prefix="palisade-large.") as spill:
         pathlib.Path(spill).chmod(0o700)
-        keys = ["limits.body=6GiB", f"buffer.dir={spill}"]
+        log = place.dir / "access.log"
+        keys = ["limits.body=6GiB", f"buffer.dir={spill}", f"log.access_file={log}"]
         server = place.proxy("palisade", keys=keys)
         for way in (upload, download):
             way(server.http, 64 << 20)
         time.sleep(2)
-        for name, way in (("upload", upload), ("download", download)):
+        ways = dict(upload=upload, download=download)
+        for name, way in ((name, ways[name]) for name in given.ways.split(",")):
             direct = way(place.port, size)
             before = server.memory()
-            with Watch(server) as watch:
-                spent = way(server.http, size)
+            try:
+                with Watch(server) as watch:
+                    spent = way(server.http, size)
+            except OSError as error:
+                sys.exit(f"{name}: {error}; the last access line: {log.read_text()[-2000:]}{server.log.read_text()[-2000:]}")
             growth = watch.most - before
             print(f"{name} of {given.gib:g} GiB: {size / spent / 1e6:.0f} MB/s (origin alone {size / direct / 1e6:.0f}), memory {before:.1f} MiB before, at most {watch.most:.1f} during it", flush=True)
             if growth > GROWTH:

@@ -104,6 +104,12 @@ impl Slots {
         Ok(Waiting { shared: Arc::clone(&self.shared), place: place?, grant })
     }
 
+    /// Workers that have no thread free.
+    pub fn busy_workers(&self) -> Vec<u32> {
+        let each = self.figures().workers;
+        (0..).zip(each).filter(|(_, (threads, in_flight, _))| in_flight >= threads).map(|(index, _)| index).collect()
+    }
+
     /// Figures for metrics and the live page.
     pub fn figures(&self) -> Figures {
         self.shared.lock().figures()
@@ -132,7 +138,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.shared.change(Instant::now(), |admission, now| admission.leave(self.place, now));
+        self.shared.change(Instant::now(), |admission, _| admission.leave(self.place));
     }
 }
 
@@ -144,8 +150,10 @@ impl Slot {
 
     /// Exchanges the thread for one of another worker that is free now.
     pub fn move_away(&mut self) -> bool {
-        let moved = self.shared.lock().move_away(self.worker, Instant::now());
-        self.worker = moved.unwrap_or(self.worker);
+        let (from, mut moved) = (self.worker, None);
+        // The thread that is left may be free for somebody in the queue.
+        self.shared.change(Instant::now(), |admission, now| moved = admission.move_away(from, now));
+        self.worker = moved.unwrap_or(from);
         moved.is_some()
     }
 

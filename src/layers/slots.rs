@@ -150,10 +150,8 @@ impl Slot {
 
     /// Exchanges the thread for one of another worker that is free now.
     pub fn move_away(&mut self) -> bool {
-        let (from, mut moved) = (self.worker, None);
-        // The thread that is left may be free for somebody in the queue.
-        self.shared.change(Instant::now(), |admission, now| moved = admission.move_away(from, now));
-        self.worker = moved.unwrap_or(from);
+        let moved = self.shared.lock().move_away(self.worker, Instant::now());
+        self.worker = moved.unwrap_or(self.worker);
         moved.is_some()
     }
 

@@ -243,6 +243,28 @@ fn a_client_that_stays_alone_gets_everything_again() {
 }
 
 #[test]
+fn a_client_whose_company_left_while_it_waited_gets_the_free_threads() {
+    let mut case = Case::new(Policy { client_share: 0.34, ..policy() }, &[3]);
+    assert_eq!((case.take(ask(2)), case.take(ask(1)), case.take(ask(1))), (Some(0), Some(0), Some(0)));
+    case.enqueue(ask(1), 7).unwrap();
+    case.release(0, ask(2), 10);
+    assert!(case.next().is_empty(), "it has its share");
+    case.now += SECOND * 11;
+    assert_eq!(case.next(), [7]);
+}
+
+#[test]
+fn a_share_grows_with_the_worker_that_comes_back() {
+    let mut case = Case::new(Policy { client_share: 0.34, ..policy() }, &[3, 3]);
+    case.core.set_down(1, true, case.now);
+    assert_eq!((case.take(ask(2)), case.take(ask(1)), case.take(ask(1))), (Some(0), Some(0), Some(0)));
+    case.enqueue(ask(1), 7).unwrap();
+    assert!(case.next().is_empty());
+    case.core.set_down(1, false, case.now);
+    assert_eq!(case.next(), [7]);
+}
+
+#[test]
 fn parked_requests_of_a_client_do_not_wait_for_one_that_left() {
     let mut case = Case::new(Policy { client_share: 0.2, ..policy() }, &[3]);
     for n in [2, 1, 3] {

@@ -103,7 +103,7 @@ impl ConcealLayer {
             Hsts::For(time) => ["max-age=", itoa::Buffer::new().format(time.get().as_secs())].concat(),
             Hsts::Off(Off::Off) => String::new(),
         };
-        let named = [
+        let named: [_; MOST_ADDED] = [
             (STRICT_TRANSPORT_SECURITY, hsts.as_str()),
             (X_CONTENT_TYPE_OPTIONS, if config.nosniff { "nosniff" } else { "" }),
             (X_FRAME_OPTIONS, config.frame.as_str()),
@@ -172,11 +172,10 @@ impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
         // One look at the few fields that an answer has, instead of a look-up for each that it might have.
         let mut telling: SmallVec<[&HeaderName; 4]> = SmallVec::new();
-        let mut missing: SmallVec<[&(HeaderName, HeaderValue); 4]> =
-            self.add.iter().filter(|(name, _)| https || *name != STRICT_TRANSPORT_SECURITY).collect();
+        let mut has = [false; MOST_ADDED];
         for name in headers.keys().filter(|name| self.known.may_have(name)) {
             telling.extend(self.telltale.iter().filter(|telltale| *telltale == name));
-            missing.retain(|(wanted, _)| wanted != name);
+            has.iter_mut().zip(&self.add).for_each(|(has, (wanted, _))| *has |= wanted == name);
         }
         if !telling.is_empty() && self.mode != Mode::Off {
             self.found.fetch_add(1, Relaxed);
@@ -184,12 +183,16 @@ impl Preset {
         if self.mode == Mode::Enforce {
             telling.into_iter().for_each(|name| drop(headers.remove(name)));
         }
-        for (name, value) in missing {
-            headers.insert(name, value.clone());
+        for (has, (name, value)) in has.into_iter().zip(&self.add) {
+            if !has && (https || *name != STRICT_TRANSPORT_SECURITY) {
+                headers.insert(name, value.clone());
+            }
         }
     }
 }
 
+/// Fields that may be added.
+const MOST_ADDED: usize = 4;
 const TELLTALE: [&str; 7] = ["Server", "X-Powered-By", "X-Runtime", "X-Rack-Cache", "X-Cascade", "X-AspNet-Version", "X-Generator"];
 
 #[cfg(test)]

@@ -24,7 +24,10 @@ use crate::{
         answer::{AnswerFraming, AnswerHead, AnswerLimits, AnswerScan},
         rule::Rule,
     },
-    http::arrival::{Arrival, Moment, Notes},
+    http::{
+        arrival::{Arrival, Moment, Notes},
+        others_first,
+    },
     layers::{buffer::Content, canonical::Canonical},
     refusal::Refusal,
     upstream::{
@@ -86,6 +89,8 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
     let (slot, content) = body.into_parts();
     let mut slot = slot.ok_or(Refusal::Internal)?;
     let mut wire = Wire { head: head.len(), bytes: head, content };
+    // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
+    others_first().await;
     let mut give_up = None;
     let mut wish = if usual { Wish::Pooled { careful: !purpose.idempotent } } else { Wish::Fresh };
     for attempt in 0..MOST_ATTEMPTS {

@@ -66,8 +66,9 @@ access_file = "{dir}/access.log"
 listen = "127.0.0.1:{admin}"
 """
 
-# Seconds after which the last byte of hope is gone, by the defaults of [timeouts] and [rates].
-DEADLINES = {"head": 10, "body": 10, "read": 10, "idle": 30, "silent": 10}
+# Seconds after which the last byte of hope is gone, by the defaults of [timeouts] and [rates]. A slow reader waits up to 5 s for one
+# of Puma's threads, and goes 15 s after the kernel took its last bytes; where the queue is full it has its 503 and is idle for 30 s.
+DEADLINES = {"head": 10, "body": 10, "read": 35, "idle": 30, "silent": 10}
 GRACE = 1.0
 # What slow readers ask for: more than the kernel takes.
 LARGE = 2 << 20

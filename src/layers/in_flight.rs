@@ -214,6 +214,7 @@ where
                         let slot = waiting.slot().await.map_err(|reason| match reason {
                             NoSlot::Late => Refusal::QueueTimeout { after: 1 },
                             NoSlot::Away => Refusal::UpstreamRefused,
+                            NoSlot::Displaced => Refusal::QueueFull { after: 1 },
                         })?;
                         admit(&mut request, slot);
                         inner.call(request).await

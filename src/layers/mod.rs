@@ -46,6 +46,7 @@ pub mod shield_body;
 pub mod shield_config;
 pub mod slots;
 pub mod spill;
+pub mod standing;
 pub mod target_view;
 pub mod websocket;
 

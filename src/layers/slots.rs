@@ -107,6 +107,12 @@ impl Slots {
         Ok(Waiting { shared: Arc::clone(&self.shared), place: place?, grant })
     }
 
+    /// Workers that have no thread free.
+    pub fn busy_workers(&self) -> Vec<u32> {
+        let each = self.figures().workers;
+        (0..).zip(each).filter(|(_, (threads, in_flight, _))| in_flight >= threads).map(|(index, _)| index).collect()
+    }
+
     /// Figures for metrics and the live page.
     pub fn figures(&self) -> Figures {
         self.shared.lock().figures()
@@ -135,7 +141,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.shared.change(Instant::now(), |admission, now| admission.leave(self.place, now));
+        self.shared.change(Instant::now(), |admission, _| admission.leave(self.place));
     }
 }
 

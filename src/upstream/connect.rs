@@ -7,10 +7,10 @@ use std::{
     pin::Pin,
     str::FromStr,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::Shutdown;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready},
@@ -94,6 +94,16 @@ impl Address {
         matches!(self, Address::Unix(_))
     }
 
+    /// On this machine the kernel resets a connection only while bytes of ours are unread, and closes it otherwise. Puma
+    /// reads a request whole before it executes it, so a reset says that it did not. A remote reset may be anybody's. The
+    /// connection itself cannot be asked: after a reset it has forgotten its other end.
+    pub fn reset_means_unread(&self) -> bool {
+        match self {
+            Address::Tcp(address) => address.ip().is_loopback(),
+            Address::Unix(_) => true,
+        }
+    }
+
     /// It stands for sockets that may appear later.
     pub fn is_pattern(&self) -> bool {
         match self {
@@ -127,21 +137,9 @@ impl Stream {
         }
     }
 
-    /// Neither byte nor end is there to read: the connection is as it was left. Asks the kernel where `exact`, else the
-    /// runtime's last knowledge, which costs nothing.
-    pub fn is_quiet(&self, exact: bool) -> bool {
-        let mut byte = [0u8; 1];
-        let seen = if exact {
-            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            let peeked = match self {
-                Stream::Tcp(s) => rustix::net::recv(s, &mut byte, flags),
-                Stream::Unix(s) => rustix::net::recv(s, &mut byte, flags),
-            };
-            peeked.map(|_| ()).map_err(io::Error::from)
-        } else {
-            self.try_read(&mut byte).map(|_| ())
-        };
-        matches!(seen, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    /// Neither byte nor end is there to read, as far as the runtime has heard: the connection is as it was left.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Tells Puma that nothing more will be sent.
@@ -167,21 +165,17 @@ impl Stream {
         }
     }
 
-    /// On this machine the kernel resets a connection only while bytes of ours are unread, and closes it otherwise. Puma
-    /// reads a request whole before it executes it, so a reset says that it did not. A remote reset may be anybody's.
-    pub fn reset_means_unread(&self) -> bool {
-        match self {
-            Stream::Tcp(s) => s.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()),
-            Stream::Unix(_) => true,
+    /// Puma had closed before our bytes came: behind its FIN a reset shows in the socket's error alone, reads just end. The
+    /// reset may come after the end (in 18 of 100 cases on a quiet machine, and more than 0.1 s late on a starved one). So our
+    /// end is closed as well: then the connection is over once all was acknowledged or once it was reset.
+    pub async fn was_closed_before(&self) -> bool {
+        let Stream::Tcp(stream) = self else { return false };
+        self.end_writing();
+        let end = Instant::now() + LONGEST_GOODBYE;
+        while stream.peer_addr().is_ok() && Instant::now() < end {
+            tokio::time::sleep(GOODBYE_PAUSE).await;
         }
-    }
-
-    /// Puma had closed before our bytes came: behind its FIN a reset shows in the socket's error alone, reads just end.
-    pub fn was_closed_before(&self) -> bool {
-        match self {
-            Stream::Tcp(s) => self.reset_means_unread() && s.take_error().is_ok_and(|error| error.is_some()),
-            Stream::Unix(_) => false,
-        }
+        stream.take_error().is_ok_and(|error| error.is_some())
     }
 
     fn shutdown(&self, how: Shutdown) {
@@ -282,6 +276,9 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
+/// On one machine it takes microseconds, but a lost segment is sent again after 0.2 s, 0.4 s and so on.
+const LONGEST_GOODBYE: Duration = Duration::from_secs(5);
+const GOODBYE_PAUSE: Duration = Duration::from_millis(1);
 /// Puma's backlog is full: it is alive and busy.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
@@ -320,9 +317,10 @@ mod tests {
     async fn a_quiet_connection_is_told_from_a_closed_one() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ours = Stream::Unix(ours);
-        assert!(ours.is_quiet(true) && ours.is_quiet(false));
+        assert!(ours.is_quiet());
         drop(theirs);
-        assert!(!ours.is_quiet(true));
+        tokio::time::timeout(Duration::from_secs(2), std::future::poll_fn(|cx| ours.poll_read_ready(cx))).await.unwrap().unwrap();
+        assert!(!ours.is_quiet());
     }
 
     #[tokio::test]

@@ -92,7 +92,11 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
     // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
     others_first().await;
     let mut give_up = None;
-    let mut wish = if usual { Wish::Pooled { careful: !purpose.idempotent } } else { Wish::Fresh };
+    let mut wish = match (usual, purpose.idempotent) {
+        (true, true) => Wish::Used,
+        (true, false) => Wish::Certain,
+        (false, _) => Wish::Fresh,
+    };
     for attempt in 0..MOST_ATTEMPTS {
         if attempt > 1 {
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -102,8 +106,10 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
         if let Some(notes) = &purpose.notes {
             notes.sent_to(socket.index);
         }
+        // A connection that was opened for this one request would only be one more in the pool.
+        let certain = purpose.idempotent || socket.address.tells_what_was_read();
+        let keep = if certain { puma.keep() } else { Keep::No };
         let mut turn = Turn::new(&puma, socket, connection, slot);
-        let keep = puma.keep();
         match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {
             Ok(head) => return answer(&puma, turn, head, keep, purpose, parts.headers),
             Err(Broken::Final(refusal)) => {
@@ -268,10 +274,12 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
                 turn.ended();
                 return Err(Broken::Final(Refusal::UpstreamReset));
             }
-            Ok(_) if whole && !turn.stream().is_ok_and(|stream| stream.was_closed_before()) => return Err(Broken::Perhaps),
-            Ok(_) => return Err(Broken::Unread),
+            Ok(_) => {
+                let closed = turn.reset_means_unread() && matches!(turn.stream(), Ok(stream) if stream.was_closed_before().await);
+                return Err(if closed || !whole { Broken::Unread } else { Broken::Perhaps });
+            }
             Err(e) => {
-                let reset = e.kind() == io::ErrorKind::ConnectionReset && turn.stream().is_ok_and(|s| s.reset_means_unread());
+                let reset = e.kind() == io::ErrorKind::ConnectionReset && turn.reset_means_unread();
                 return Err(if reset || !whole { Broken::Unread } else { Broken::Perhaps });
             }
         }

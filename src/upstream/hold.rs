@@ -16,6 +16,7 @@ use crate::{
     refusal::Refusal,
     upstream::{
         Inner,
+        connect::Address,
         dispatch::Socket,
         health,
         pool::{Connection, Keep},
@@ -62,8 +63,8 @@ pub(super) async fn connection(
     loop {
         let socket = puma.sockets.get(slot.worker());
         if let Some(socket) = socket.as_ref().filter(|s| s.gate.is_open()) {
-            if let Wish::Pooled { careful } = wish
-                && let Some(connection) = socket.pool.take(puma.keep(), careful && !socket.address.tells_what_was_read(), now)
+            if wish.allows_used(&socket.address)
+                && let Some(connection) = socket.pool.take(puma.keep(), now)
             {
                 return Ok((Arc::clone(socket), connection));
             }
@@ -93,10 +94,22 @@ pub(super) async fn connection(
 /// Which connections will do.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wish {
-    /// A used one as well; `careful` where the request must not be sent twice.
-    Pooled { careful: bool },
+    /// A used one as well.
+    Used,
+    /// A used one only where it shows that a request was not read: this one must not be sent twice.
+    Certain,
     /// Only a new one.
     Fresh,
+}
+
+impl Wish {
+    fn allows_used(self, address: &Address) -> bool {
+        match self {
+            Wish::Used => true,
+            Wish::Certain => address.tells_what_was_read(),
+            Wish::Fresh => false,
+        }
+    }
 }
 
 /// A socket that cannot be reached gets no more requests until its prober has been accepted.
@@ -113,7 +126,10 @@ async fn probe(puma: Weak<Inner>, socket: Arc<Socket>) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
         let Some(puma) = puma.upgrade() else { return };
-        let Ok(stream) = socket.address.connect(puma.config.connect_timeout.get()).await else { continue };
+        let Ok(stream) = socket.address.connect(puma.config.connect_timeout.get()).await else {
+            look_around(&puma, &socket).await;
+            continue;
+        };
         if !health::answers(&puma, &socket.address).await {
             continue;
         }
@@ -123,6 +139,22 @@ async fn probe(puma: Weak<Inner>, socket: Arc<Socket>) {
         socket.gate.set(true);
         puma.slots.set_down(socket.index, false);
         return;
+    }
+}
+
+/// A Puma that ends closes all its sockets, but a worker whose threads are all busy gets no connection that would show it,
+/// and it may take long to end. Until that is known, the queue waits for its threads, not for Puma to come back.
+async fn look_around(puma: &Arc<Inner>, socket: &Arc<Socket>) {
+    let all = puma.sockets.all();
+    let closed = all.iter().find(|other| !other.gate.is_open());
+    if closed.is_none_or(|first| first.index != socket.index) {
+        return;
+    }
+    let busy = puma.slots.busy_workers();
+    for other in all.iter().filter(|other| other.gate.is_open() && busy.contains(&other.index)) {
+        if other.address.connect(puma.config.connect_timeout.get()).await.is_err_and(|e| !ours(&e)) {
+            lost(puma, other);
+        }
     }
 }
 

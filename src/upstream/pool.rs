@@ -39,7 +39,7 @@ pub(super) enum Keep {
 pub(super) struct Connection {
     /// The socket.
     pub(super) stream: Stream,
-    /// Answers that it has carried.
+    /// How often it has lain here: after each answer, and once where a prober left it.
     pub(super) served: u32,
 }
 
@@ -68,23 +68,17 @@ impl Reuse {
 }
 
 impl Pool {
-    /// The connection that was used last, if it is still as it was left. A `careful` caller's request must not be sent
-    /// twice: it gets only one that was used a moment ago, and the kernel is asked whether it still stands.
-    pub(super) fn take(&self, keep: Keep, careful: bool, now: Instant) -> Option<Connection> {
+    /// The connection that was used last, if it is still as it was left.
+    pub(super) fn take(&self, keep: Keep, now: Instant) -> Option<Connection> {
         let Keep::For(longest) = keep else { return None };
-        let longest = if careful { CAREFUL } else { longest };
         let mut idle = self.lock();
         while let Some(last) = idle.pop() {
             if now.saturating_duration_since(last.since) >= longest {
-                if !careful {
-                    // The others are older still.
-                    idle.clear();
-                } else {
-                    idle.push(last);
-                }
+                // The others are older still.
+                idle.clear();
                 return None;
             }
-            if last.connection.stream.is_quiet(careful) {
+            if last.connection.stream.is_quiet() {
                 return Some(last.connection);
             }
         }
@@ -92,7 +86,8 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request.
-    pub(super) fn put(&self, connection: Connection, keep: Keep, now: Instant) {
+    pub(super) fn put(&self, mut connection: Connection, keep: Keep, now: Instant) {
+        connection.served = connection.served.saturating_add(1);
         if matches!(keep, Keep::For(_)) && connection.served < MOST_REQUESTS {
             let mut idle = self.lock();
             if idle.len() < MOST_IDLE {
@@ -106,7 +101,7 @@ impl Pool {
         let now = Instant::now();
         self.lock().retain(|idle| match keep {
             Keep::No => false,
-            Keep::For(longest) => now.saturating_duration_since(idle.since) < longest && idle.connection.stream.is_quiet(false),
+            Keep::For(longest) => now.saturating_duration_since(idle.since) < longest && idle.connection.stream.is_quiet(),
         });
     }
 
@@ -124,8 +119,6 @@ impl Pool {
 const PATIENT: Duration = Duration::from_secs(55);
 /// Five seconds less than `persistent_timeout` of Puma up to 6.6 (20 s).
 const IMPATIENT: Duration = Duration::from_secs(15);
-/// A connection that was used a moment ago is not about to be closed for idleness.
-const CAREFUL: Duration = Duration::from_secs(1);
 /// Puma 7 and later close after 999.
 const MOST_REQUESTS: u32 = 900;
 /// Bound of the pool; admission keeps the number below Puma's threads anyway.
@@ -151,7 +144,7 @@ mod tests {
 
     fn connection() -> (Connection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Connection { stream: Stream::Unix(ours), served: 1 }, theirs)
+        (Connection { stream: Stream::Unix(ours), served: 0 }, theirs)
     }
 
     #[tokio::test]
@@ -164,7 +157,9 @@ mod tests {
         pool.put(second, keep, Instant::now());
         puma_wrote.try_write(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         drop(puma_closed);
-        assert!(pool.take(keep, true, Instant::now()).is_none());
+        // The runtime has to hear of it.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(pool.take(keep, Instant::now()).is_none());
         assert_eq!(pool.idle(), 0);
     }
 
@@ -177,9 +172,9 @@ mod tests {
         pool.put(cold, keep, Instant::now());
         let (warm, _b) = connection();
         pool.put(warm, keep, Instant::now());
-        assert_eq!(pool.take(keep, false, Instant::now()).unwrap().served, 1);
+        assert_eq!(pool.take(keep, Instant::now()).unwrap().served, 1);
         std::thread::sleep(Duration::from_millis(50));
-        assert!(pool.take(keep, false, Instant::now()).is_none());
+        assert!(pool.take(keep, Instant::now()).is_none());
     }
 
     #[tokio::test]

@@ -42,6 +42,10 @@ impl Turn {
         self.0.as_mut().map(|held| &mut held.connection.stream).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
+    pub(super) fn reset_means_unread(&self) -> bool {
+        self.0.as_ref().is_some_and(|held| held.socket.address.reset_means_unread())
+    }
+
     /// From here on Puma may be working on it.
     pub(super) fn begin(&mut self, now: Instant) {
         if let Some(held) = &mut self.0 {
@@ -81,9 +85,8 @@ impl Turn {
 
     /// Puma's last byte: the thread is free; so is the connection, where it is `reusable`.
     pub(super) fn finish(&mut self, reusable: bool, now: Instant) {
-        let Some(Held { puma, socket, mut connection, slot, .. }) = self.0.take() else { return };
+        let Some(Held { puma, socket, connection, slot, .. }) = self.0.take() else { return };
         if reusable && let Some(puma) = puma.upgrade() {
-            connection.served = connection.served.saturating_add(1);
             socket.pool.put(connection, puma.keep(), now);
         }
         // Last: whoever is woken by it finds the connection in the pool.

@@ -92,6 +92,7 @@ impl<T> Admission<T> {
     /// A worker whose socket refuses is down until it accepts again.
     pub fn set_down(&mut self, worker: u32, down: bool, now: Instant) {
         let back = self.workers.set_down(worker, down, now);
+        self.unpark_all();
         self.note_back(back, now);
     }
 
@@ -161,9 +162,9 @@ impl<T> Admission<T> {
     }
 
     /// Takes a request out of the queue that no longer waits.
-    pub fn leave(&mut self, place: Place, now: Instant) {
+    pub fn leave(&mut self, place: Place) {
         if self.waiting.get(place.index).is_some_and(|w| w.order == place.order) {
-            self.unfile(place.index, now);
+            self.unfile(place.index);
         }
     }
 
@@ -204,6 +205,9 @@ impl<T> Admission<T> {
 
     /// The next request that can have a thread, and the worker whose thread it is.
     pub fn next(&mut self, now: Instant) -> Option<(T, Ask, u32)> {
+        if !self.company.is_there(now) {
+            self.unpark_clients();
+        }
         let newest_first = self.pressure.newest_first(&self.policy, now);
         for class in 0..self.ready.len() {
             loop {
@@ -219,7 +223,7 @@ impl<T> Admission<T> {
                     continue;
                 }
                 let worker = self.workers.least_busy(None, now)?;
-                let waiting = self.unfile(index, now)?;
+                let waiting = self.unfile(index)?;
                 self.occupy(worker, &ask);
                 return Some((waiting.ticket, ask, worker));
             }
@@ -344,7 +348,7 @@ impl<T> Admission<T> {
     }
 
     /// Takes a request out of the queue; the next of its client or lane moves up, or it would wait for nobody.
-    fn unfile(&mut self, index: usize, now: Instant) -> Option<Waiting<T>> {
+    fn unfile(&mut self, index: usize) -> Option<Waiting<T>> {
         let waiting = self.waiting.try_remove(index)?;
         self.memory = self.memory.saturating_sub(waiting.ask.memory);
         self.crowd.leave(waiting.ask.client, waiting.order, index);
@@ -368,9 +372,6 @@ impl<T> Admission<T> {
         }
         self.forget(waiting.ask.client);
         self.note_standing();
-        if !self.company.is_there(now) {
-            self.unpark_clients();
-        }
         Some(waiting)
     }
 

@@ -176,3 +176,87 @@ async fn sockets_that_appear_later_are_found() {
     stream.write_all(&ok("late")).await.unwrap();
     assert_eq!(asked.await.unwrap().unwrap().1, "late");
 }
+
+/// A Puma on a TCP port that closes every other connection about when the request comes, unread, as one that restarts does.
+fn closing_puma() -> (Address, Arc<std::sync::atomic::AtomicU32>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::Tcp(listener.local_addr().unwrap());
+    let read = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let count = Arc::clone(&read);
+    std::thread::spawn(move || {
+        for connection in 0u64.. {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            if connection % 2 == 0 {
+                // In steps of a microsecond through all moments around the one at which the request arrives.
+                let moment = Instant::now() + Duration::from_micros(connection / 2 % 100);
+                while Instant::now() < moment {
+                    std::hint::spin_loop();
+                }
+                continue;
+            }
+            let mut request = [0; 1024];
+            if stream.read(&mut request).is_ok_and(|n| n > 0) {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                stream.write_all(&ok("once")).unwrap();
+            }
+        }
+    });
+    (address, read)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_on_a_connection_that_was_just_closing_is_sent_again_and_read_once() {
+    let (address, read) = closing_puma();
+    let way = Way::new(Config { reuse: Reuse::Keepalive, ..config(address) });
+    for n in 0..3000 {
+        let answer = way.post("/upload", b"x").await;
+        assert_eq!(answer.map(|(status, _)| status), Ok(200), "request {n}");
+    }
+    assert_eq!(read.load(std::sync::atomic::Ordering::Relaxed), 3000);
+}
+
+/// Answers everything on this socket.
+fn answering(path: &std::path::Path) {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // A prober's connection brings no request.
+            if read_request(&mut stream).await.is_ok() {
+                stream.write_all(&ok("back")).await.unwrap();
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn the_queue_waits_out_a_restart_whose_last_worker_is_slow_to_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["w0.sock", "w1.sock"].map(|name| folder.path().join(name));
+    let hold = Duration::from_secs(10);
+    let queue = in_flight::Config { deadline: Deadline::millis(300), ..in_flight::Config::default() };
+    let slots = Slots::new(queue.policy(hold));
+    let address = OneOrMany(paths.iter().cloned().map(Address::Unix).collect());
+    let config = Config { address, slots: Some(2), ..Config::default() };
+    assert_eq!(config.hold_on_refused.get(), hold);
+    // One worker has ended, the other goes on with what it has accepted; neither can be reached by its name.
+    let slow = paths.clone().map(|path| UnixListener::bind(path).unwrap());
+    let way = Way { puma: Puma::start(config, slots.clone()), slots };
+    let ask = |path: &'static str| {
+        let way = way.clone();
+        tokio::spawn(async move { way.get(path).await })
+    };
+    let mut asked = vec![ask("/slow")];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for path in &paths {
+        std::fs::remove_file(path).unwrap();
+    }
+    asked.extend([ask("/held"), ask("/waits"), ask("/waits")]);
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    drop(slow);
+    paths.iter().for_each(|path| answering(path));
+    for asked in asked {
+        assert_eq!(asked.await.unwrap().map(|(status, body)| (status, body)), Ok((200, Bytes::from("back"))));
+    }
+    assert!(way.all_slots_free().await);
+}

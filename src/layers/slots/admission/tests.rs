@@ -145,11 +145,11 @@ fn who_left_the_queue_gets_no_thread() {
     case.take(ask(1)).unwrap();
     let first = case.enqueue(ask(1), 0).unwrap();
     case.enqueue(ask(1), 1).unwrap();
-    case.core.leave(first, case.now);
+    case.core.leave(first);
     case.release(0, ask(1), 10);
     assert_eq!(case.next(), [1]);
     // A place is never mistaken for a later one with the same index.
-    case.core.leave(first, case.now);
+    case.core.leave(first);
     assert_eq!(case.core.patience(first, case.now), None);
 }
 
@@ -161,7 +161,7 @@ fn nine_hundred_of_a_thousand_that_leave_cost_no_thread() {
     }
     let places: Vec<_> = (0..1000).map(|ticket| case.enqueue(ask(1), ticket).unwrap()).collect();
     for place in &places[..900] {
-        case.core.leave(*place, case.now);
+        case.core.leave(*place);
     }
     let mut served = Vec::new();
     loop {
@@ -197,7 +197,7 @@ fn the_queue_is_bounded_by_number_and_by_memory() {
     let heavy = Ask { memory: 600, ..ask(1) };
     let first = case.enqueue(heavy, 0).unwrap();
     assert!(case.enqueue(heavy, 1).is_err());
-    case.core.leave(first, case.now);
+    case.core.leave(first);
     case.enqueue(heavy, 2).unwrap();
     case.enqueue(ask(1), 3).unwrap();
     case.enqueue(ask(1), 4).unwrap();
@@ -243,6 +243,28 @@ fn a_client_that_stays_alone_gets_everything_again() {
 }
 
 #[test]
+fn a_client_whose_company_left_while_it_waited_gets_the_free_threads() {
+    let mut case = Case::new(Policy { client_share: 0.34, ..policy() }, &[3]);
+    assert_eq!((case.take(ask(2)), case.take(ask(1)), case.take(ask(1))), (Some(0), Some(0), Some(0)));
+    case.enqueue(ask(1), 7).unwrap();
+    case.release(0, ask(2), 10);
+    assert!(case.next().is_empty(), "it has its share");
+    case.now += SECOND * 11;
+    assert_eq!(case.next(), [7]);
+}
+
+#[test]
+fn a_share_grows_with_the_worker_that_comes_back() {
+    let mut case = Case::new(Policy { client_share: 0.34, ..policy() }, &[3, 3]);
+    case.core.set_down(1, true, case.now);
+    assert_eq!((case.take(ask(2)), case.take(ask(1)), case.take(ask(1))), (Some(0), Some(0), Some(0)));
+    case.enqueue(ask(1), 7).unwrap();
+    assert!(case.next().is_empty());
+    case.core.set_down(1, false, case.now);
+    assert_eq!(case.next(), [7]);
+}
+
+#[test]
 fn parked_requests_of_a_client_do_not_wait_for_one_that_left() {
     let mut case = Case::new(Policy { client_share: 0.2, ..policy() }, &[3]);
     for n in [2, 1, 3] {
@@ -253,7 +275,7 @@ fn parked_requests_of_a_client_do_not_wait_for_one_that_left() {
     // Its own thread ends and the first moves up, but another client takes that thread.
     case.core.release(0, &ask(1), false, None);
     assert_eq!(case.take(ask(4)), Some(0));
-    case.core.leave(first, case.now);
+    case.core.leave(first);
     case.release(0, ask(4), 10);
     assert_eq!(case.next(), [1]);
 }
@@ -382,7 +404,7 @@ fn ten_times_overload_keeps_every_thread_busy_and_admits_no_more_than_can_be_ser
                 waits.retain(|_, (_, place)| {
                     let stays = core.patience(*place, now) != Some(Patience::Late);
                     if !stays {
-                        core.leave(*place, now);
+                        core.leave(*place);
                         late += 1;
                     }
                     stays
@@ -420,7 +442,7 @@ fn no_order_of_events_loses_a_thread() {
                 }
                 4 if !places.is_empty() => {
                     let place = places.swap_remove(fastrand::usize(..places.len()));
-                    case.core.leave(place, case.now);
+                    case.core.leave(place);
                 }
                 _ => {
                     let down = fastrand::bool();

@@ -33,7 +33,7 @@ use palisade::{
         head::{Head, HeadScan},
     },
     http::{
-        arrival::{Arrival, Notes},
+        arrival::{Arrival, Names, Notes},
         body::Received,
     },
     layers::{
@@ -171,10 +171,13 @@ fn request() -> Request<Received> {
     for (name, value) in FIELDS {
         request.headers_mut().append(http::HeaderName::from_static(name), http::HeaderValue::from_static(value));
     }
+    let mut sent = Names::NONE;
+    request.headers().keys().for_each(|name| sent.add(name));
     let arrival = Arrival {
         client: Arc::new(Client { ip: [192, 0, 2, 1].into(), peer: [192, 0, 2, 1].into(), local_port: 80, ..Client::local() }),
         target: Bytes::from_static(b"/articles/17?page=2"),
         notes: Arc::new(Notes::new(Instant::now())),
+        sent,
     };
     request.extensions_mut().insert(arrival);
     request

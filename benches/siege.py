@@ -16,6 +16,8 @@ addresses and connections: everything here comes from 127.0.0.0/8.
 
 import argparse
 import asyncio
+import collections
+import json
 import os
 import pathlib
 import random
@@ -64,8 +66,9 @@ access_file = "{dir}/access.log"
 listen = "127.0.0.1:{admin}"
 """
 
-# Seconds after which the last byte of hope is gone, by the defaults of [timeouts] and [rates].
-DEADLINES = {"head": 10, "body": 10, "read": 10, "idle": 30, "silent": 10}
+# Seconds after which the last byte of hope is gone, by the defaults of [timeouts] and [rates]. A slow reader waits up to 5 s for one
+# of Puma's threads, and goes 15 s after the kernel took its last bytes; where the queue is full it has its 503 and is idle for 30 s.
+DEADLINES = {"head": 10, "body": 10, "read": 35, "idle": 30, "silent": 10}
 GRACE = 1.0
 # What slow readers ask for: more than the kernel takes.
 LARGE = 2 << 20
@@ -150,6 +153,18 @@ class House:
                 if local.split(":")[1] in ports and state not in ("06", "0A") and 20 <= int(remote[4:6], 16) < 128:
                     held.add(remote)
         return len(held)
+
+    def refusals(self):
+        """How the log ends the requests of honest clients (127.0.0.1) that were not answered in full."""
+        ends = collections.Counter()
+        for line in open(self.dir / "access.log"):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line may be half written
+            if entry.get("ip") == "127.0.0.1" and entry.get("end") != "ok":
+                ends[f"{entry.get('status')} {entry.get('end')}"] += 1
+        return dict(ends)
 
     def reached(self):
         return sum("/attack" in line for line in open(self.dir / "app.log"))
@@ -257,7 +272,7 @@ class Honest:
     """New connections at a steady pace, one request each, plain and over TLS; and uploads and downloads at 1 MB/s."""
 
     def __init__(self, house, tls):
-        self.house, self.tls, self.times, self.failures = house, tls, [], []
+        self.house, self.tls, self.times, self.failures, self.transfers = house, tls, [], [], 0
 
     async def request(self, tls):
         start = time.monotonic()
@@ -291,6 +306,7 @@ class Honest:
             writer.close()
             if got < size:
                 self.failures.append(f"{got} of {size} bytes came back")
+            self.transfers += 1
         except (OSError, asyncio.TimeoutError) as error:
             self.failures.append(f"transfer: {type(error).__name__}: {error} after {time.monotonic() - start:.0f} s")
 
@@ -384,9 +400,10 @@ async def soak(house, arguments, failures):
     tasks = [asyncio.create_task(again(number)) for number in range(arguments.attackers)]
     tasks += [asyncio.create_task(flood(house, 100_000 + number, until)) for number in range(10)]
     tasks += [asyncio.create_task(taken_back(house, 200_000 + number, until, tls)) for number in range(3)]
-    start, said = time.monotonic(), 0
+    start, said, peak = time.monotonic(), 0, (0, 0, (0, 0), 0)
     while time.monotonic() < until:
         await asyncio.sleep(1)
+        peak = tuple(map(max, peak, (house.descriptors(), house.spooled(), house.memory(), house.left())))
         if time.monotonic() - said >= max(10, arguments.soak / 60):
             said = time.monotonic()
             resident, anonymous = house.memory()
@@ -397,8 +414,14 @@ async def soak(house, arguments, failures):
     await asyncio.gather(*tasks, return_exceptions=True)
     await steady
     waited, now = await come_back(house, before, failures, "soak")
-    print(f"after {arguments.soak} s: {honest.told()}; descriptors, files, (resident, anonymous) KiB {before} and {waited:.0f} s later {now}; "
-          f"attacks that reached Puma: {house.reached()}", flush=True)
+    print(f"after {arguments.soak} s: {honest.told()}")
+    print(f"honest requests: {len(honest.times)} and transfers of 3 MB there and back: {honest.transfers}; failed "
+          f"{len(honest.failures)}: {dict(collections.Counter(honest.failures).most_common(10))}; as the log has it: {house.refusals()}")
+    print(f"attackers at a time: most {peak[3]}; attacks that reached Puma: {house.reached()}")
+    print(f"{'':14}{'start':>10}{'peak':>10}{'end':>10}   (the end {waited:.0f} s after the last attack)")
+    for name, row in (("descriptors", [x[0] for x in (before, peak, now)]), ("spool files", [x[1] for x in (before, peak, now)]),
+                      ("resident KiB", [x[2][0] for x in (before, peak, now)]), ("anonymous KiB", [x[2][1] for x in (before, peak, now)])):
+        print(f"{name:14}" + "".join(f"{value:10}" for value in row), flush=True)
     failures.extend(honest.failures[:10])
 
 

@@ -45,7 +45,9 @@ run() {
     whole=$(($(date +%s) - begun))
     # What slowhttptest prints last may be seconds old; the kernel knows.
     left=$(ss -Htan "sport = :$port" | grep -cvE 'TIME-WAIT|LISTEN' || true)
-    echo "$name: most held $held, the last gone $gone s after that, left at the end $left, ended after $whole s of $seconds, honest $ok of $sent"
+    # FIN-WAIT and LAST-ACK belong to the kernel alone; ESTAB and CLOSE-WAIT to Palisade.
+    states=$(ss -Htan "sport = :$port" | awk '$1 != "TIME-WAIT" && $1 != "LISTEN" { n[$1]++ } END { for (s in n) printf " %s %d", s, n[s] }')
+    echo "$name: most held $held, the last gone $gone s after that, left at the end $left$states, ended after $whole s of $seconds, honest $ok of $sent"
     rm -f "$log"
 }
 

@@ -1,7 +1,7 @@
 //! The allocator, and that memory goes back to the system when an attack is over.
 //!
 //! Threat: exhaustion. glibc keeps what thousands of connections have given back, in pieces between what is still in use: a
-//! process that was attacked once holds its peak for the rest of its life (`docs/decisions/0005-allocator.md` has the figures).
+//! process that was attacked once holds its peak for the rest of its life (`docs/decisions/0009-allocator.md` has the figures).
 //! jemalloc keeps pages apart by size and returns those that are not used, on a thread of its own that sleeps while nothing is
 //! freed. Place: beside everything. Where the C library is musl its own allocator stays, which returns memory by itself.
 

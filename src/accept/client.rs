@@ -67,6 +67,11 @@ impl ClientKey {
             }
         }
     }
+
+    /// The key of the network that is most likely one owner's: an IPv4 /24, an IPv6 /48.
+    pub fn network(self) -> Self {
+        Self::prefix(IpAddr::V6(Ipv6Addr::from(self.0)), 24, 48)
+    }
 }
 
 /// An IPv4 address that arrived as `::ffff:a.b.c.d` is the IPv4 address.

@@ -31,6 +31,7 @@ use super::{
     listener::Protocol,
     pace::Beat,
     proxy_protocol::{Announced, LONGEST, ProxyProtocol, Verdict},
+    sealing::{FLIGHT, Sealing},
     stream::{Stream, Transport},
     tls::Terminator,
 };
@@ -76,7 +77,7 @@ pub(super) async fn greet(
                 Ok(tls) => {
                     gate.counters.handshake();
                     describe(&tls, &mut client);
-                    Transport::Tls(Box::new(tls))
+                    Transport::Tls(Box::new(Sealing::new(tls)))
                 }
                 Err(ended) => {
                     match ended {
@@ -163,7 +164,7 @@ async fn shake(
     let begun = gate.limits.handshake(client).map_err(Ended::Rejected)?;
     let is_known = terminator.knows(accepted.client_hello().server_name());
     let start = StartHandshake::from_parts(accepted, tcp);
-    let shaken = start.into_stream_with(terminator.config(http2), |tls| tls.set_buffer_limit(Some(TLS_BUFFER))).await;
+    let shaken = start.into_stream_with(terminator.config(http2), |tls| tls.set_buffer_limit(Some(FLIGHT))).await;
     drop(begun);
     shaken.map_err(|error| Ended::Failed(if is_known { cause(&error) } else { Failure::UnknownName }))
 }
@@ -276,9 +277,6 @@ const HANDSHAKE: u8 = 0x16;
 
 /// A ClientHello with X25519MLKEM768 has about 1.8 KiB.
 const READ: usize = 4096;
-
-/// Encrypted bytes that a connection may hold when its peer does not read: two full records.
-const TLS_BUFFER: usize = 32 * 1024;
 
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 51\r\nConnection: close\r\n\r\n\
 This port speaks TLS. Use https:// in the address.\n";

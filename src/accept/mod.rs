@@ -12,6 +12,7 @@ pub mod limit;
 pub mod listener;
 pub mod pace;
 pub mod proxy_protocol;
+mod sealing;
 pub mod stream;
 pub mod tls;
 pub mod trusted;

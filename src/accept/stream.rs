@@ -10,9 +10,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
-use tokio_rustls::server::TlsStream;
 
-use super::listener::Protocol;
+use super::{listener::Protocol, sealing::Sealing};
 
 /// A client's connection.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ pub enum Transport {
     /// TCP without TLS.
     Tcp(TcpStream),
     /// TLS that ends here.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Sealing>),
     /// A unix socket.
     Unix(UnixStream),
 }
@@ -64,7 +63,7 @@ impl Stream {
     pub fn reset(self) {
         let tcp = match self.transport {
             Transport::Tcp(tcp) => tcp,
-            Transport::Tls(tls) => tls.into_inner().0,
+            Transport::Tls(tls) => tls.into_tcp(),
             Transport::Unix(_) => return,
         };
         // Where the option cannot be set the peer has reset already.
@@ -75,7 +74,7 @@ impl Stream {
     pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.transport {
             Transport::Tcp(s) => s.poll_write_ready(cx),
-            Transport::Tls(s) => s.get_ref().0.poll_write_ready(cx),
+            Transport::Tls(s) => s.tcp().poll_write_ready(cx),
             Transport::Unix(s) => s.poll_write_ready(cx),
         }
     }

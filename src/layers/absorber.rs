@@ -3,7 +3,7 @@
 //! Threat: slowloris by slow reading. Part of [`relay`](super::relay). A client that takes longer than a second for a piece
 //! costs next to no memory: what it was offered and what waits behind that goes to the file, too, and comes back in small
 //! pieces. When bodies hold much memory already nobody has that second. What waits in memory is in the books of the client;
-//! where they are full, the file takes it, and where that is full, Puma waits.
+//! where they are full, the file takes it, and where that is full, the slowest [`standing`](super::standing) go, and Puma waits.
 
 use std::{
     collections::VecDeque,
@@ -22,6 +22,7 @@ use super::{
     backlog::Backlog,
     budget::Reserved,
     spill::{Config, Store},
+    standing::Enrolled,
 };
 use crate::{accept::client::ClientKey, refusal::Refusal};
 
@@ -33,8 +34,11 @@ pub struct Absorber<B> {
     queue: VecDeque<Bytes>,
     queued: usize,
     backlog: Option<Backlog>,
+    enrolled: Option<Enrolled>,
     failed: Option<Refusal>,
     stall: Stall,
+    /// When to look for room again.
+    retry: Option<Pin<Box<Sleep>>>,
     /// What waits in memory: here, in the backlog, and with whoever writes it to the client.
     held: Reserved,
     /// Bytes that were taken back; the next pieces end where they end.
@@ -103,8 +107,10 @@ impl<B> Absorber<B> {
             queued: queue.iter().map(Bytes::len).sum(),
             queue,
             backlog: None,
+            enrolled: None,
             failed: None,
             stall: Stall::default(),
+            retry: None,
             held: place.store.memory.open_for(place.client),
             again: 0,
             step: STEP_MOST,
@@ -140,6 +146,11 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 
     fn absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
+        if self.enrolled.as_ref().is_some_and(|enrolled| enrolled.is_dismissed(cx.waker())) {
+            self.dismiss(unsent);
+            cx.waker().wake_by_ref();
+            return;
+        }
         let has_passed = self.stall.poll_passed(cx);
         loop {
             let memory = &self.place.store.memory;
@@ -156,7 +167,8 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
             }
             // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
             let wanted = self.in_memory(unsent).saturating_add(FRAME);
-            let has_room = wanted <= most.max(IN_MEMORY.saturating_add(FRAME)) && self.held.resize(wanted);
+            let fits = wanted <= most.max(IN_MEMORY.saturating_add(FRAME));
+            let has_room = fits && self.held.resize(wanted);
             let read = match &mut self.inner {
                 Some(inner) if has_room => Pin::new(inner).poll_frame(cx),
                 Some(_) | None => Poll::Pending,
@@ -182,10 +194,39 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                     if !is_writing && is_over && self.backlog.as_mut().is_some_and(Backlog::put_away) {
                         continue;
                     }
+                    let refused = self.backlog.as_ref().map_or(0, Backlog::refused);
+                    if self.inner.is_some() && !has_room && !is_writing && (fits || refused > 0) {
+                        self.ask_for_room(cx, refused);
+                    }
                     return;
                 }
             }
         }
+    }
+
+    /// Puma waits for want of room: the slowest clients go, and here it looks again a little later.
+    fn ask_for_room(&mut self, cx: &mut Context<'_>, refused: u64) {
+        let (store, client) = (&self.place.store, self.place.client);
+        let is_spent = store.memory.is_spent(FRAME as u64) || store.disk.is_spent(refused);
+        store.standing.give_way((!is_spent).then_some(client));
+        let again = tokio::time::Instant::now() + RETRY;
+        let retry = self.retry.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(again)));
+        if retry.as_mut().poll(cx).is_ready() {
+            retry.as_mut().reset(again);
+            // Registers for the new moment.
+            if retry.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    /// The answer ends here: what waits is thrown away, and Puma is let go.
+    fn dismiss(&mut self, unsent: &mut Bytes) {
+        (self.inner, self.backlog, self.enrolled, self.retry) = (None, None, None, None);
+        self.queue.clear();
+        self.queued = 0;
+        unsent.clear();
+        self.failed = Some(Refusal::BufferFull);
     }
 
     /// Moves what waits in memory to the front of the file. True when a write has begun.
@@ -222,6 +263,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 
     fn taken_back(&mut self, n: usize) {
+        if let Some(enrolled) = &self.enrolled {
+            enrolled.left(n);
+        }
         self.again = self.again.saturating_add(n);
         self.step = STEP_LEAST;
         self.stall.has_passed = true;
@@ -230,7 +274,8 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         }
     }
 
-    fn new_backlog(&self) -> Backlog {
+    fn new_backlog(&mut self) -> Backlog {
+        self.enrolled = Some(self.place.store.standing.enrol(self.place.client));
         Backlog::new(Arc::clone(&self.place.store), self.place.dir.clone(), self.place.client)
     }
 
@@ -253,7 +298,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                     self.again = self.again.saturating_sub(piece.len());
                     return self.gone(piece);
                 }
-                Ok(None) => self.backlog = None,
+                Ok(None) => (self.backlog, self.enrolled) = (None, None),
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
@@ -277,6 +322,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     }
 
     fn gone(&mut self, piece: Bytes) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if let Some(enrolled) = &self.enrolled {
+            enrolled.took(piece.len());
+        }
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(piece.len() as u64);
         }
@@ -295,6 +343,8 @@ const FRAME: usize = 64 * 1024;
 const WORTHLESS: usize = 1024;
 /// How long a client may be at a piece before the piece is taken back.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long Puma waits until room is looked for again.
+const RETRY: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
@@ -435,6 +485,31 @@ mod tests {
             got.extend_from_slice(&piece);
         }
         assert!(got == all, "{} of {}", got.len(), all.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_budget_is_spent_the_slowest_goes_and_the_next_answer_is_read_on() {
+        let (sent, _) = pieces(&[60_000; 20]);
+        let (dir, store, mut slow) = absorber(1_300_000, sent);
+        let mut unsent = next(&mut slow).await.unwrap();
+        stand_still(&mut slow, &mut unsent, 1).await;
+        tokio::time::advance(PATIENCE * 2).await;
+        stand_still(&mut slow, &mut unsent, 200).await;
+        assert!(store.disk.used() > 1_000_000);
+        tokio::time::advance(PATIENCE * 4).await;
+        let (sent, _) = pieces(&[60_000; 30]);
+        let config = Config { dir: dir.path().to_owned(), ..Config::default() };
+        let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::new(192, 0, 2, 1).into()));
+        let mut other = Box::new(Absorber::new(Pieces(sent.into()), None, None, place));
+        let mut waits = next(&mut other).await.unwrap();
+        stand_still(&mut other, &mut waits, 200).await;
+        assert!(other.inner.is_some(), "no room yet");
+        stand_still(&mut slow, &mut unsent, 1).await;
+        assert!(unsent.is_empty() && slow.inner.is_none());
+        assert_eq!(std::future::poll_fn(|cx| slow.poll_piece(cx)).await, Some(Err(Refusal::BufferFull)));
+        tokio::time::advance(RETRY).await;
+        stand_still(&mut other, &mut waits, 200).await;
+        assert!(other.inner.is_none(), "{}", store.disk.used());
     }
 
     #[tokio::test]

@@ -142,9 +142,10 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
+        let arrival = request.extensions().get::<Arrival>();
         AnswerFuture {
-            accept: request.headers().get(header::ACCEPT).cloned(),
-            notes: request.extensions().get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)),
+            accept: arrival.filter(|a| a.sent.may_have(&header::ACCEPT)).and_then(|_| request.headers().get(header::ACCEPT)).cloned(),
+            notes: arrival.map(|arrival| Arc::clone(&arrival.notes)),
             is_head: request.method() == Method::HEAD,
             shared: Arc::clone(&self.shared),
             inner: self.inner.call(request),
@@ -357,7 +358,7 @@ mod tests {
     use http_body_util::{BodyExt, Empty, Full};
 
     use super::*;
-    use crate::{accept::client::Client, refusal::Fate};
+    use crate::{accept::client::Client, http::arrival::Names, refusal::Fate};
 
     type Inner = http_body_util::combinators::UnsyncBoxBody<Bytes, Refusal>;
 
@@ -368,7 +369,7 @@ mod tests {
         if !accept.is_empty() {
             request.headers_mut().insert(header::ACCEPT, accept.parse().unwrap());
         }
-        request.extensions_mut().insert(Arrival { client: Arc::new(Client::local()), target: Bytes::new(), notes });
+        request.extensions_mut().insert(Arrival { client: Arc::new(Client::local()), target: Bytes::new(), notes, sent: Names::ANY });
         let mut result = Some(result);
         let service = tower::service_fn(move |_: Request<()>| future::ready(result.take().unwrap()));
         AnswerLayer::new(Arc::clone(pages), &[Method::GET, Method::POST]).layer(service).call(request).now_or_never().unwrap().unwrap()

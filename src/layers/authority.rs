@@ -23,12 +23,12 @@ impl<'a> Authority<'a> {
                 let (literal, port) = text.split_at_checked(inner.len().saturating_add(2))?;
                 (literal, port.strip_prefix(':').or(port.is_empty().then_some("")))
             }
-            None => match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
+            None => match text.bytes().position(|b| b == b':').and_then(|colon| text.split_at_checked(colon)) {
+                Some((host, port)) => (host, port.strip_prefix(':')),
                 None => (text, Some("")),
             },
         };
-        let named = host.starts_with('[') || host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~'));
+        let named = host.starts_with('[') || host.bytes().fold(true, |named, b| named & is_named(b));
         if host.is_empty() || host.len() > MAX_HOST || !named {
             return None;
         }
@@ -60,6 +60,11 @@ impl<'a> Authority<'a> {
         };
         self.host().eq_ignore_ascii_case(other.host()) && self.port.unwrap_or(default) == other.port.unwrap_or(default)
     }
+}
+
+/// A byte of a host name. RFC 3986 §3.2.2 allows more, which no name in use has.
+fn is_named(b: u8) -> bool {
+    b.is_ascii_alphanumeric() | matches!(b, b'-' | b'.' | b'_' | b'~')
 }
 
 /// The longest name of the DNS, with its dot.

@@ -47,6 +47,8 @@ pub struct Backlog {
     work: Work,
     /// The disk takes no more.
     is_shut: bool,
+    /// What was last to be written, and the budget had no room for it.
+    refused: u64,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,13 @@ impl Backlog {
             reserved,
             work: Work::None,
             is_shut: false,
+            refused: 0,
         }
+    }
+
+    /// Bytes that are in memory only because the budget of the disk has no room for them.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Bytes that are not in the file yet.
@@ -138,7 +146,12 @@ impl Backlog {
     }
 
     fn may_write(&mut self, length: usize) -> bool {
-        matches!(self.work, Work::None) && !self.is_shut && self.reserved.grow(length as u64)
+        if !matches!(self.work, Work::None) || self.is_shut {
+            return false;
+        }
+        let begins = self.reserved.grow(length as u64);
+        self.refused = if begins { 0 } else { length as u64 };
+        begins
     }
 
     fn write(&mut self, pieces: Vec<Bytes>, start: u64) {

@@ -61,6 +61,11 @@ impl Account {
         self.used() > self.limit() / CROWD
     }
 
+    /// There is no room for `more` bytes, whoever asks.
+    pub fn is_spent(&self, more: u64) -> bool {
+        self.used().saturating_add(more) > self.limit()
+    }
+
     /// Nothing yet, in the name of no client: for bodies that came together with their head.
     pub fn open(self: &Arc<Self>) -> Reserved {
         Reserved { account: Arc::clone(self), client: None, bytes: 0 }

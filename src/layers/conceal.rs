@@ -23,8 +23,7 @@ use tower_service::Service;
 
 use super::outcome::{Amend, Amended};
 use crate::{
-    accept::client::Scheme,
-    http::arrival::Arrival,
+    http::arrival::{Arrival, Names},
     refusal::Refusal,
     units::{Deadline, Mode, OneOrMany},
 };
@@ -92,25 +91,29 @@ struct Preset {
     found: Arc<AtomicU64>,
     /// Strict-Transport-Security only over https.
     add: Vec<(HeaderName, HeaderValue)>,
+    /// The names of both.
+    known: Names,
 }
 
 impl ConcealLayer {
     /// From the configuration; `found` counts answers that told something, also where they are only observed.
     pub fn new(config: Config, found: Arc<AtomicU64>) -> Self {
-        let telltale = config.response_remove.0.iter().filter_map(|name| name.parse().ok()).collect();
+        let telltale: Vec<HeaderName> = config.response_remove.0.iter().filter_map(|name| name.parse().ok()).collect();
         let hsts = match config.hsts {
             Hsts::For(time) => ["max-age=", itoa::Buffer::new().format(time.get().as_secs())].concat(),
             Hsts::Off(Off::Off) => String::new(),
         };
-        let named = [
+        let named: [_; MOST_ADDED] = [
             (STRICT_TRANSPORT_SECURITY, hsts.as_str()),
             (X_CONTENT_TYPE_OPTIONS, if config.nosniff { "nosniff" } else { "" }),
             (X_FRAME_OPTIONS, config.frame.as_str()),
             (REFERRER_POLICY, config.referrer.as_str()),
         ];
         let add = named.into_iter().filter(|(_, value)| !value.is_empty());
-        let add = add.filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect();
-        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found, add }) }
+        let add: Vec<_> = add.filter_map(|(name, value)| Some((name, HeaderValue::from_str(value).ok()?))).collect();
+        let mut known = Names::NONE;
+        telltale.iter().chain(add.iter().map(|(name, _)| name)).for_each(|name| known.add(name));
+        ConcealLayer { preset: Arc::new(Preset { mode: config.mode, telltale, found, add, known }) }
     }
 }
 
@@ -142,11 +145,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // What the client used counts: `forwarded` has written it, and only a trusted peer can have changed it.
-        let https = match request.headers().get(X_FORWARDED_PROTO) {
-            Some(proto) => proto == "https",
-            None => request.extensions().get::<Arrival>().is_some_and(|arrival| arrival.client.scheme == Scheme::Https),
-        };
+        let https = request.extensions().get::<Arrival>().is_some_and(|arrival| arrival.is_https(request.headers()));
         let change = Change { preset: Arc::clone(&self.preset), https };
         Amended::new(self.inner.call(request), change)
     }
@@ -173,11 +172,10 @@ impl Preset {
     fn apply(&self, headers: &mut HeaderMap, https: bool) {
         // One look at the few fields that an answer has, instead of a look-up for each that it might have.
         let mut telling: SmallVec<[&HeaderName; 4]> = SmallVec::new();
-        let mut missing: SmallVec<[&(HeaderName, HeaderValue); 4]> =
-            self.add.iter().filter(|(name, _)| https || *name != STRICT_TRANSPORT_SECURITY).collect();
-        for name in headers.keys() {
+        let mut has = [false; MOST_ADDED];
+        for name in headers.keys().filter(|name| self.known.may_have(name)) {
             telling.extend(self.telltale.iter().filter(|telltale| *telltale == name));
-            missing.retain(|(wanted, _)| wanted != name);
+            has.iter_mut().zip(&self.add).for_each(|(has, (wanted, _))| *has |= wanted == name);
         }
         if !telling.is_empty() && self.mode != Mode::Off {
             self.found.fetch_add(1, Relaxed);
@@ -185,13 +183,16 @@ impl Preset {
         if self.mode == Mode::Enforce {
             telling.into_iter().for_each(|name| drop(headers.remove(name)));
         }
-        for (name, value) in missing {
-            headers.insert(name, value.clone());
+        for (has, (name, value)) in has.into_iter().zip(&self.add) {
+            if !has && (https || *name != STRICT_TRANSPORT_SECURITY) {
+                headers.insert(name, value.clone());
+            }
         }
     }
 }
 
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Fields that may be added.
+const MOST_ADDED: usize = 4;
 const TELLTALE: [&str; 7] = ["Server", "X-Powered-By", "X-Runtime", "X-Rack-Cache", "X-Cascade", "X-AspNet-Version", "X-Generator"];
 
 #[cfg(test)]
@@ -199,7 +200,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     use super::{super::fixture, *};
-    use crate::accept::client::Client;
+    use crate::accept::client::{Client, Scheme};
 
     async fn answered(config: Config, scheme: Scheme, fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let app = service_fn(|_: Request<()>| {

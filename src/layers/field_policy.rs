@@ -91,14 +91,17 @@ pub fn is_protected(name: &[u8]) -> bool {
 pub fn is_trust(name: &[u8]) -> bool {
     let starts = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| dashed_eq(start, prefix));
     match name.first() {
-        Some(b'x' | b'X') => {
-            ["x-forwarded", "x-accel-", "x-ssl-", "x-original-"].iter().any(|prefix| starts(prefix))
-                || TRUST_X.iter().any(|field| dashed_eq(name, field))
+        Some(b'x' | b'X') => TRUST_X_STARTS.iter().any(|prefix| starts(prefix)) || TRUST_X.iter().any(|field| dashed_eq(name, field)),
+        // Most names need no closer look.
+        Some(b'c' | b'f' | b'h' | b'p' | b's' | b't' | b'C' | b'F' | b'H' | b'P' | b'S' | b'T') => {
+            TRUST_STARTS.iter().any(|prefix| starts(prefix)) || TRUST.iter().any(|field| dashed_eq(name, field))
         }
-        Some(_) => ["forwarded", "ssl-client-"].iter().any(|prefix| starts(prefix)) || TRUST.iter().any(|field| dashed_eq(name, field)),
-        None => false,
+        Some(_) | None => false,
     }
 }
+
+const TRUST_X_STARTS: [&str; 4] = ["x-forwarded", "x-accel-", "x-ssl-", "x-original-"];
+const TRUST_STARTS: [&str; 2] = ["forwarded", "ssl-client-"];
 
 const TRUST_X: [&str; 17] = [
     "x-client-ip",
@@ -138,6 +141,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_name_of_the_lists_is_found_in_either_case() {
+        for name in TRUST.iter().chain(&TRUST_X).chain(&TRUST_STARTS).chain(&TRUST_X_STARTS) {
+            assert!(is_trust(name.as_bytes()) && is_trust(name.to_uppercase().as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
     fn both_spellings_of_a_trust_field_are_one() {
         for name in [
             "forwarded",
@@ -148,6 +158,9 @@ mod tests {
             "proxy",
             "client_ip",
             "ssl-client-cert",
+            "Ssl_Client_Verify",
+            "HTTPS",
+            "Front_End_Https",
         ] {
             assert!(is_trust(name.as_bytes()), "{name}");
         }

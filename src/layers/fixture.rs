@@ -7,7 +7,7 @@ use http::{Request, request::Builder};
 
 use crate::{
     accept::client::Client,
-    http::arrival::{Arrival, Notes},
+    http::arrival::{Arrival, Names, Notes},
 };
 
 /// A request to `target` from 192.0.2.1.
@@ -27,6 +27,7 @@ pub fn from(target: &str, client: Client) -> Builder {
         client: Arc::new(client),
         target: Bytes::copy_from_slice(target.as_bytes()),
         notes: Arc::new(Notes::new(Instant::now())),
+        sent: Names::ANY,
     })
 }
 

@@ -184,7 +184,8 @@ impl Served {
         if self.any {
             return true;
         }
-        if let Some(address) = authority.address()
+        if !self.addresses.is_empty()
+            && let Some(address) = authority.address()
             && self.addresses.iter().any(|network| network.contains(&address))
         {
             return true;

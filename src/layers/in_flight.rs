@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, header};
+use http::{Request, Version, header};
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tower_service::Service;
 
 use crate::{
     accept::client::ClientKey,
-    http::arrival::{Arrival, Moment},
+    http::arrival::{Arrival, Moment, Names},
     layers::{
         buffer::{Complete, Content},
         slots::{Ask, Full, Lane, NoSlot, Policy, Slot, Slots},
@@ -214,6 +214,7 @@ where
                         let slot = waiting.slot().await.map_err(|reason| match reason {
                             NoSlot::Late => Refusal::QueueTimeout { after: 1 },
                             NoSlot::Away => Refusal::UpstreamRefused,
+                            NoSlot::Displaced => Refusal::QueueFull { after: 1 },
                         })?;
                         admit(&mut request, slot);
                         inner.call(request).await
@@ -294,13 +295,15 @@ fn admit(request: &mut Request<Complete>, slot: Slot) {
 /// What the request says about itself; the answer has the last word.
 fn lane(request: &Request<Complete>) -> Lane {
     let headers = request.headers();
+    let sent = request.extensions().get::<Arrival>().map_or(Names::ANY, |arrival| arrival.sent);
     let mentions = |name: &header::HeaderName, word: &[u8]| {
         let contains = |value: &header::HeaderValue| value.as_bytes().windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
         headers.get_all(name).iter().any(contains)
     };
-    if mentions(&header::UPGRADE, b"websocket") {
+    // `normalize` writes an Upgrade of its own for a handshake over HTTP/2.
+    if (request.version() == Version::HTTP_2 || sent.may_have(&header::UPGRADE)) && mentions(&header::UPGRADE, b"websocket") {
         Lane::Upgrade
-    } else if mentions(&header::ACCEPT, b"text/event-stream") {
+    } else if sent.may_have(&header::ACCEPT) && mentions(&header::ACCEPT, b"text/event-stream") {
         Lane::Stream
     } else {
         Lane::Normal

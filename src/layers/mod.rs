@@ -32,6 +32,7 @@ pub mod parameters;
 pub mod path_policy;
 pub mod percent;
 pub mod rate;
+pub mod rate_index;
 pub mod rate_rule;
 pub mod rate_table;
 pub mod record;
@@ -46,6 +47,7 @@ pub mod shield_body;
 pub mod shield_config;
 pub mod slots;
 pub mod spill;
+pub mod standing;
 pub mod target_view;
 pub mod websocket;
 

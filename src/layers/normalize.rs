@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     guard::rule::Rule,
-    http::arrival::{Arrival, Notes},
+    http::arrival::{Arrival, Names, Notes},
     refusal::Refusal,
     units::OneOrMany,
 };
@@ -144,13 +144,13 @@ where
 impl Config {
     fn normalize(&self, head: &mut Parts) -> Result<(), Refusal> {
         let arrival = head.extensions.get::<Arrival>().ok_or(Refusal::Internal)?;
-        let notes = Arc::clone(&arrival.notes);
+        let (notes, sent) = (Arc::clone(&arrival.notes), arrival.sent);
         self.method(&head.method, &notes)?;
         let reduced = self.target(&head.method, &arrival.target, &notes)?;
         if let (Some(target), Some(arrival)) = (reduced, head.extensions.get_mut::<Arrival>()) {
             arrival.target = target;
         }
-        if self.fields(head, &notes)? {
+        if self.fields(head, sent, &notes)? {
             head.extensions.insert(Upgrade);
         }
         Ok(())
@@ -191,9 +191,10 @@ impl Config {
     }
 
     /// The fields, in one pass; true for a WebSocket handshake.
-    fn fields(&self, head: &mut Parts, notes: &Notes) -> Result<bool, Refusal> {
+    fn fields(&self, head: &mut Parts, sent: Names, notes: &Notes) -> Result<bool, Refusal> {
         let two = head.version == Version::HTTP_2;
-        let options = if two { Options::default() } else { connection_options(&head.headers)? };
+        let names = sent.may_have(&header::CONNECTION) && !two;
+        let options = if names { connection_options(&head.headers)? } else { Options::default() };
         let extended = two && head.extensions.get::<Extended>().is_some();
         let well_formed = match extended {
             true => handshake::is_extended(&head.method, &head.headers),
@@ -256,8 +257,9 @@ impl Config {
         if cookies > 1 {
             join_cookies(&mut head.headers)?;
         }
-        let ours = usize::from(head.headers.contains_key(X_REQUEST_ID));
-        if head.headers.len().saturating_sub(ours) > self.fields {
+        if head.headers.len() > self.fields
+            && head.headers.len().saturating_sub(usize::from(head.headers.contains_key(X_REQUEST_ID))) > self.fields
+        {
             return Err(Refusal::HeaderTooLarge(Rule::G9Size));
         }
         Ok(websocket)

@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::{
     accept::client::Client,
     http::{
-        arrival::{Arrival, Notes},
+        arrival::{Arrival, Names, Notes},
         body::Absorb,
     },
     log::{End, Entry, Recorder, Settle, recorder::Host},
@@ -189,10 +189,11 @@ impl Pending {
     fn new<A>(recorder: &Arc<Recorder>, request: &Request<A>) -> Self {
         recorder.metrics().begin();
         let headers = request.headers();
-        let (client, notes, target) = match request.extensions().get::<Arrival>() {
-            Some(arrival) => (Arc::clone(&arrival.client), Arc::clone(&arrival.notes), arrival.target.clone()),
-            None => (Arc::new(Client::local()), Arc::new(Notes::new(Instant::now())), Bytes::new()),
+        let (client, notes, target, sent) = match request.extensions().get::<Arrival>() {
+            Some(arrival) => (Arc::clone(&arrival.client), Arc::clone(&arrival.notes), arrival.target.clone(), arrival.sent),
+            None => (Arc::new(Client::local()), Arc::new(Notes::new(Instant::now())), Bytes::new(), Names::ANY),
         };
+        let field = |name| if sent.may_have(&name) { headers.get(name).cloned() } else { None };
         let host = match (request.uri().authority(), headers.get(header::HOST)) {
             (Some(authority), _) => Host::Authority(authority.clone()),
             (None, Some(host)) => Host::Field(host.clone()),
@@ -205,8 +206,8 @@ impl Pending {
             version: request.version(),
             target,
             host,
-            agent: headers.get(header::USER_AGENT).cloned(),
-            referer: headers.get(header::REFERER).cloned(),
+            agent: field(header::USER_AGENT),
+            referer: field(header::REFERER),
             status: None,
             bytes_out: 0,
             end: End::Refused(Refusal::ClientAbort),
@@ -292,7 +293,7 @@ mod tests {
                 .header("user-agent", "curl")
                 .header("authorization", "Bearer hunter2")
                 .header("cookie", "s=hunter2")
-                .extension(Arrival { client: Arc::new(Client::local()), target, notes })
+                .extension(Arrival { client: Arc::new(Client::local()), target, notes, sent: Names::ANY })
                 .body(())
                 .unwrap();
             let mut answer = Some(answer);

@@ -90,18 +90,24 @@ impl Config {
         if let Some(query) = target_view::query(&arrival.target) {
             self.query(query, notes)?;
         }
-        let headers = &mut head.headers;
-        self.ranges(headers, notes);
+        let (headers, sent) = (&mut head.headers, arrival.sent);
+        if sent.may_have(&RANGE) {
+            self.ranges(headers, notes);
+        }
         for (name, most) in [
             (ACCEPT, self.accept.items),
             (ACCEPT_ENCODING, self.accept.encodings),
             (ACCEPT_LANGUAGE, self.accept.items),
             (ACCEPT_CHARSET, self.accept.items),
         ] {
-            self.list(headers, &name, most, notes);
+            if sent.may_have(&name) {
+                self.list(headers, &name, most, notes);
+            }
         }
-        self.content_type(headers, notes)?;
-        self.cookies(headers, notes)
+        if sent.may_have(&CONTENT_TYPE) {
+            self.content_type(headers, notes)?;
+        }
+        if sent.may_have(&COOKIE) { self.cookies(headers, notes) } else { Ok(()) }
     }
 
     /// Too many, overlapping or malformed ranges: the whole is asked for instead (RFC 9110 §14.2 allows to ignore Range).

@@ -17,6 +17,7 @@ use crate::accept::client::ClientKey;
 
 mod admission;
 mod company;
+mod crowd;
 mod pressure;
 mod terms;
 mod workers;
@@ -63,6 +64,8 @@ pub enum NoSlot {
     Late,
     /// Puma could not be reached within the hold.
     Away,
+    /// The queue was full, and others had less of it.
+    Displaced,
 }
 
 impl Slots {
@@ -134,7 +137,7 @@ impl Waiting {
             };
             match tokio::time::timeout(pause, &mut self.grant).await {
                 Ok(Ok(slot)) => return Ok(slot),
-                Ok(Err(_closed)) => return Err(NoSlot::Late),
+                Ok(Err(_closed)) => return Err(NoSlot::Displaced),
                 Err(_elapsed) => {}
             }
         }

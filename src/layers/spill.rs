@@ -18,7 +18,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::budget::{Account, Reserved};
+use super::{
+    budget::{Account, Reserved},
+    standing::Standing,
+};
 use crate::units::{Auto, ByteSize};
 
 /// `[buffer]` in `proxy.toml`.
@@ -46,6 +49,8 @@ pub struct Store {
     pub memory: Arc<Account>,
     /// Bytes on disk.
     pub disk: Arc<Account>,
+    /// Whose answers wait on disk.
+    pub standing: Arc<Standing>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -110,7 +115,12 @@ impl Store {
             })?;
         }
         let [(memory, memory_share), (disk, disk_share)] = config.limits();
-        Ok(Arc::new(Store { memory: Account::new(memory, memory_share), disk: Account::new(disk, disk_share), jobs }))
+        Ok(Arc::new(Store {
+            memory: Account::new(memory, memory_share),
+            disk: Account::new(disk, disk_share),
+            standing: Standing::new(),
+            jobs,
+        }))
     }
 
     /// Follows a new configuration.

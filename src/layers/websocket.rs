@@ -154,7 +154,7 @@ impl Rules {
         }
         let arrival = request.extensions().get::<Arrival>().ok_or(Refusal::Internal)?;
         let headers = request.headers();
-        let is_https = headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
+        let is_https = arrival.is_https(headers);
         if let Some(origin) = headers.get(header::ORIGIN)
             && !self.config.allows(origin, headers.get(header::HOST), is_https)
         {
@@ -221,14 +221,12 @@ impl Drop for Permit {
     }
 }
 
-const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::{super::fixture, *};
-    use crate::http::upgrade::Far;
+    use crate::{accept::client::Client, http::upgrade::Far};
 
     fn of(origins: &[&str], domains: &[&str]) -> Config {
         let list = |names: &[&str]| OneOrMany(names.iter().map(|name| (*name).to_owned()).collect());
@@ -239,8 +237,8 @@ mod tests {
         WebSocketLayer::new(config, Arc::default())
     }
 
-    fn handshake(origin: Option<&str>, proto: &str) -> Request<()> {
-        let mut request = fixture::arrived("/cable").header("host", "shop.example").header(X_FORWARDED_PROTO, proto).extension(Upgrade);
+    fn handshake(origin: Option<&str>, scheme: Scheme) -> Request<()> {
+        let mut request = fixture::from("/cable", Client { scheme, ..Client::local() }).header("host", "shop.example").extension(Upgrade);
         if let Some(origin) = origin {
             request = request.header("origin", origin);
         }
@@ -250,7 +248,7 @@ mod tests {
     fn judged(config: &Config, origin: &str) -> bool {
         layer(config.clone())
             .rules
-            .judge(&handshake(Some(origin), "https"))
+            .judge(&handshake(Some(origin), Scheme::Https))
             .map_err(|refusal| assert_eq!(refusal, Refusal::Forbidden))
             .is_ok()
     }
@@ -266,8 +264,19 @@ mod tests {
         }
         let own = of(&[], &[]);
         assert!(judged(&own, "https://shop.example") && !judged(&own, "https://shop.example:8443"));
-        assert!(layer(own.clone()).rules.judge(&handshake(Some("http://shop.example"), "http")).is_ok());
-        assert!(layer(own).rules.judge(&handshake(None, "https")).is_ok(), "no browser");
+        assert!(layer(own.clone()).rules.judge(&handshake(Some("http://shop.example"), Scheme::Http)).is_ok());
+        assert!(layer(own).rules.judge(&handshake(None, Scheme::Https)).is_ok(), "no browser");
+    }
+
+    #[test]
+    fn a_page_without_tls_opens_no_socket_behind_a_peer_that_speaks_of_https() {
+        let config = of(&[], &["shop.example"]);
+        let through = |proto: &str| {
+            let request = fixture::trusted("/cable").header("host", "shop.example").header("x-forwarded-proto", proto);
+            let request = request.header("origin", "http://shop.example").extension(Upgrade).body(()).unwrap();
+            layer(config.clone()).rules.judge(&request).is_ok()
+        };
+        assert!(through("http") && !through("https"));
     }
 
     #[test]
@@ -302,7 +311,7 @@ mod tests {
     fn places_are_counted_by_client_and_in_all_until_the_tunnel_ends() {
         let rules = layer(Config { max: 3, max_per_client: 2, ..Config::default() }).rules;
         let from = |last: u8| {
-            let client = crate::accept::client::Client { ip: [192, 0, 2, last].into(), ..crate::accept::client::Client::local() };
+            let client = Client { ip: [192, 0, 2, last].into(), ..Client::local() };
             rules.judge(&fixture::from("/cable", client).extension(Upgrade).body(()).unwrap())
         };
         let (first, _second, _other) = (from(1).unwrap(), from(1).unwrap(), from(2).unwrap());
@@ -321,9 +330,9 @@ mod tests {
     #[test]
     fn a_handshake_that_is_not_answered_by_a_101_gives_its_place_back() {
         let rules = layer(Config { max: 1, ..Config::default() }).rules;
-        let place = rules.judge(&handshake(None, "https")).unwrap();
+        let place = rules.judge(&handshake(None, Scheme::Https)).unwrap();
         place.amend(Ok(Response::new(()))).unwrap();
-        assert!(rules.judge(&handshake(None, "https")).is_ok());
+        assert!(rules.judge(&handshake(None, Scheme::Https)).is_ok());
         assert_eq!(rules.open.0.lock().unwrap().by_client.len(), 0);
     }
 

@@ -66,13 +66,13 @@ impl Line<'_> {
                 out.extend_from_slice(b"{\"ts\":\"");
                 calendar::rfc3339(out, self.at);
                 out.push(b'"');
-                self.fields(Fields { out, is_json: true }, redaction, scratch);
+                self.fields(Fields::<true>(out), redaction, scratch);
                 out.extend_from_slice(b"}\n");
             }
             Format::Logfmt => {
                 out.extend_from_slice(b"ts=");
                 calendar::rfc3339(out, self.at);
-                self.fields(Fields { out, is_json: false }, redaction, scratch);
+                self.fields(Fields::<false>(out), redaction, scratch);
                 out.push(b'\n');
             }
             Format::Combined => self.combined(out, redaction, scratch),
@@ -85,16 +85,16 @@ impl Line<'_> {
         self.notes.and_then(Notes::client).unwrap_or(self.client.ip)
     }
 
-    fn fields(&self, mut fields: Fields<'_>, redaction: &Redaction, scratch: &mut Scratch) {
+    fn fields<const JSON: bool>(&self, mut fields: Fields<'_, JSON>, redaction: &Redaction, scratch: &mut Scratch) {
         fields.text(key!("id"), self.id);
         fields.address(key!("ip"), self.ip());
         if self.client.peer != self.ip() {
             fields.address(key!("peer"), self.client.peer);
         }
         fields.number(key!("port"), u64::from(self.client.port));
-        fields.text(key!("tls"), self.client.tls.as_bytes());
-        fields.text(key!("alpn"), self.client.alpn.as_bytes());
-        fields.text(key!("http"), self.http.as_bytes());
+        fields.word(key!("tls"), self.client.tls);
+        fields.word(key!("alpn"), self.client.alpn);
+        fields.word(key!("http"), self.http);
         fields.text(key!("method"), self.method);
         fields.text(key!("host"), self.host);
         match redact::split(self.target) {
@@ -113,8 +113,8 @@ impl Line<'_> {
             self.times(&mut fields, notes);
         }
         fields.millis(key!("total_ms"), self.total);
-        fields.text(key!("end"), self.end.label().as_bytes());
-        fields.text(key!("rule"), self.end.rule().map_or("", Rule::id).as_bytes());
+        fields.word(key!("end"), self.end.label());
+        fields.word(key!("rule"), self.end.rule().map_or("", Rule::id));
         if let Some(notes) = self.notes {
             fields.text(key!("limit"), notes.limit().unwrap_or_default().as_bytes());
             fields.rules(key!("observed"), notes);
@@ -122,7 +122,7 @@ impl Line<'_> {
     }
 
     /// The phases follow each other, so that they add up to the total: receive, queue, Puma up to its head, send.
-    fn times(&self, fields: &mut Fields<'_>, notes: &Notes) {
+    fn times<const JSON: bool>(&self, fields: &mut Fields<'_, JSON>, notes: &Notes) {
         if let Some(route) = notes.route() {
             fields.number(key!("route"), u64::from(route));
         }
@@ -181,19 +181,18 @@ macro_rules! key {
 use key;
 
 /// The pairs of a JSON object or of a logfmt line. A pair without a value is left out.
-struct Fields<'a> {
-    out: &'a mut Vec<u8>,
-    is_json: bool,
-}
+struct Fields<'a, const JSON: bool>(&'a mut Vec<u8>);
 
-impl Fields<'_> {
+impl<const JSON: bool> Fields<'_, JSON> {
+    /// Inlined where the key is written down, so that it is stored as a constant of known length.
+    #[inline(always)]
     fn key(&mut self, key: Key) {
-        self.out.extend_from_slice(if self.is_json { key.json } else { key.logfmt }.as_bytes());
+        self.0.extend_from_slice(if JSON { key.json } else { key.logfmt }.as_bytes());
     }
 
     fn quote(&mut self) {
-        if self.is_json {
-            self.out.push(b'"');
+        if JSON {
+            self.0.push(b'"');
         }
     }
 
@@ -202,27 +201,39 @@ impl Fields<'_> {
             return;
         }
         self.key(key);
-        if self.is_json {
-            text::json(self.out, value);
+        if JSON {
+            text::json(self.0, value);
         } else {
-            text::logfmt(self.out, value);
+            text::logfmt(self.0, value);
         }
+    }
+
+    /// A word of ours, which needs neither a look nor quotes of its own in logfmt.
+    #[inline(always)]
+    fn word(&mut self, key: Key, word: &'static str) {
+        if word.is_empty() {
+            return;
+        }
+        self.key(key);
+        self.quote();
+        self.0.extend_from_slice(word.as_bytes());
+        self.quote();
     }
 
     fn number(&mut self, key: Key, n: u64) {
         self.key(key);
-        text::number(self.out, n);
+        text::number(self.0, n);
     }
 
     fn millis(&mut self, key: Key, duration: Duration) {
         self.key(key);
-        text::millis(self.out, duration);
+        text::millis(self.0, duration);
     }
 
     fn address(&mut self, key: Key, ip: IpAddr) {
         self.key(key);
         self.quote();
-        text::address(self.out, ip);
+        text::address(self.0, ip);
         self.quote();
     }
 
@@ -235,9 +246,9 @@ impl Fields<'_> {
         self.quote();
         for (i, id) in rules.enumerate() {
             if i > 0 {
-                self.out.push(b',');
+                self.0.push(b',');
             }
-            self.out.extend_from_slice(id.as_bytes());
+            self.0.extend_from_slice(id.as_bytes());
         }
         self.quote();
     }

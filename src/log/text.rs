@@ -59,26 +59,46 @@ pub fn number(out: &mut Vec<u8>, n: u64) {
 
 /// Writes milliseconds with three decimals.
 pub fn millis(out: &mut Vec<u8>, duration: Duration) {
-    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    number(out, micros / 1000);
-    let rest = micros % 1000;
-    out.push(b'.');
-    for digit in [rest / 100, rest / 10 % 10, rest % 10] {
-        out.push(b'0' + digit as u8);
+    let rest = duration.subsec_micros();
+    let whole = duration.as_secs().saturating_mul(1000).saturating_add(u64::from(rest / 1000));
+    match u8::try_from(whole) {
+        Ok(digit @ 0..=9) => out.push(b'0' + digit),
+        Ok(_) | Err(_) => number(out, whole),
     }
+    let [hundreds, tens, ones] = digits(rest % 1000);
+    out.extend_from_slice(&[b'.', hundreds, tens, ones]);
+}
+
+/// Three digits; every answer takes few steps, as a line has a dozen of them.
+fn digits(n: u32) -> [u8; 3] {
+    [n / 100, n / 10 % 10, n % 10].map(|digit| b'0' + digit as u8)
 }
 
 /// Writes an address.
 pub fn address(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(v4) => {
-            let [a, b, c, d] = v4.octets();
-            for (octet, dot) in [(a, true), (b, true), (c, true), (d, false)] {
-                number(out, u64::from(octet));
-                if dot {
-                    out.push(b'.');
+            let mut text = [b'.'; 16];
+            let mut end = 0;
+            for octet in v4.octets() {
+                let digits = digits(u32::from(octet));
+                let shown = digits
+                    .get(
+                        if octet > 99 {
+                            0
+                        } else if octet > 9 {
+                            1
+                        } else {
+                            2
+                        }..,
+                    )
+                    .unwrap_or_default();
+                for (to, digit) in text.iter_mut().skip(end).zip(shown) {
+                    *to = *digit;
                 }
+                end += shown.len() + 1;
             }
+            out.extend_from_slice(text.get(..end - 1).unwrap_or_default());
         }
         // A Vec takes every byte, so this write cannot fail.
         IpAddr::V6(v6) => write!(out, "{v6}").unwrap_or_default(),

@@ -121,7 +121,12 @@ fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
         event(Level::Warn, "memory is not returned to the system", &[("error", &error)]);
     }
     exposure::report(&findings);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread alone needs no queues to be shared, and hands nothing over.
+    let mut runtime = match config.server.threads() {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime
         .worker_threads(config.server.threads())
         .thread_name("palisade")
         .enable_all()

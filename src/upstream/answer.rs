@@ -89,6 +89,9 @@ impl Answer {
 
     /// The body behind a head, from what came with the head and whatever is still to come.
     pub(super) fn new(mut body: Streaming, stream: bool) -> Result<Self, Refusal> {
+        if body.has_more_to_gather() {
+            return Ok(Answer { kind: Kind::Streaming(Box::new(body)), stream });
+        }
         let kind = match body.step()? {
             Step::Last(bytes) => Kind::Whole(bytes),
             Step::Data(bytes) => {
@@ -169,16 +172,25 @@ impl Streaming {
             return Poll::Ready(Ok(Step::Data(std::mem::take(&mut self.pending))));
         }
         loop {
-            match self.step()? {
-                Step::More => {}
-                step @ (Step::Data(_) | Step::Last(_)) => return Poll::Ready(Ok(step)),
+            if !self.has_more_to_gather() {
+                match self.step()? {
+                    Step::More => {}
+                    step @ (Step::Data(_) | Step::Last(_)) => return Poll::Ready(Ok(step)),
+                }
             }
             let Ok(stream) = self.turn.stream() else { return Poll::Ready(Err(Refusal::UpstreamReset)) };
             let read = match self.framing {
-                Framing::Length(left) => poll_read_up_to(stream, cx, &mut self.buffer, left),
+                Framing::Length(left) => {
+                    let most = left.min(PIECE as u64).saturating_sub(self.buffer.len() as u64);
+                    poll_read_up_to(stream, cx, &mut self.buffer, most)
+                }
                 Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer),
             };
             match read {
+                // What is here is not kept waiting; an end that came too early shows itself again.
+                Poll::Pending | Poll::Ready(Ok(0) | Err(_)) if !self.buffer.is_empty() && matches!(self.framing, Framing::Length(_)) => {
+                    return Poll::Ready(self.step());
+                }
                 Poll::Pending if self.watch.is_due(cx) => return Poll::Ready(Err(Refusal::UpstreamTimeout)),
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) if matches!(self.framing, Framing::UntilClose) => {
@@ -195,6 +207,14 @@ impl Streaming {
                     self.watch.extend(self.read, self.patience);
                 }
             }
+        }
+    }
+
+    /// A long body is passed on in pieces as large as what is there, so that its client is woken seldom.
+    fn has_more_to_gather(&self) -> bool {
+        match self.framing {
+            Framing::Length(left) => (self.buffer.len() as u64) < left.min(PIECE as u64),
+            Framing::Chunked(_) | Framing::UntilClose => false,
         }
     }
 
@@ -253,18 +273,22 @@ pub(super) fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut By
 
 /// Reads a part of a long body straight to where it stays; memory is taken only when there is something to read.
 fn poll_read_up_to(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut, most: u64) -> Poll<io::Result<usize>> {
-    let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIECE);
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
     if most <= SCRATCH_SIZE / 4 {
         // Surplus bytes then come along and show themselves.
         return poll_read(stream, cx, into);
     }
     ready!(stream.poll_read_ready(cx))?;
+    if !into.is_empty() {
+        into.reserve(most);
+        return pin!(stream.read_buf(&mut into.limit(most))).poll(cx);
+    }
     let mut piece = BytesMut::with_capacity(most);
     let read = ready!(pin!(stream.read_buf(&mut (&mut piece).limit(most))).poll(cx))?;
     if read < most / 4 {
         into.extend_from_slice(&piece);
     } else {
-        into.unsplit(piece);
+        *into = piece;
     }
     Poll::Ready(Ok(read))
 }
@@ -275,5 +299,5 @@ thread_local! {
 
 /// Large enough for nearly every head with its body.
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// Most that is read of a long body in one call.
-const PIECE: usize = 64 * 1024;
+/// The largest piece of a body that is passed on at once.
+const PIECE: usize = 128 * 1024;

@@ -24,7 +24,10 @@ use crate::{
         answer::{AnswerFraming, AnswerHead, AnswerLimits, AnswerScan},
         rule::Rule,
     },
-    http::arrival::{Arrival, Moment, Notes},
+    http::{
+        arrival::{Arrival, Moment, Notes},
+        others_first,
+    },
     layers::{buffer::Content, canonical::Canonical},
     refusal::Refusal,
     upstream::{
@@ -86,6 +89,8 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
     let (slot, content) = body.into_parts();
     let mut slot = slot.ok_or(Refusal::Internal)?;
     let mut wire = Wire { head: head.len(), bytes: head, content };
+    // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
+    others_first().await;
     let mut give_up = None;
     let mut wish = match (usual, purpose.idempotent) {
         (true, true) => Wish::Used,
@@ -102,7 +107,7 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
             notes.sent_to(socket.index);
         }
         // A connection that was opened for this one request would only be one more in the pool.
-        let certain = purpose.idempotent || socket.address.tells_what_was_read();
+        let certain = purpose.idempotent || socket.address.reset_means_unread();
         let keep = if certain { puma.keep() } else { Keep::No };
         let mut turn = Turn::new(&puma, socket, connection, slot);
         match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {

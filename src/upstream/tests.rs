@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::{Answer, Config, Puma, connect::Address};
 use crate::{
     accept::client::{Client, ClientKey},
-    http::arrival::{Arrival, Notes},
+    http::arrival::{Arrival, Names, Notes},
     layers::{
         buffer::{Complete, Content},
         canonical::Canonical,
@@ -93,7 +93,7 @@ impl Way {
 fn arrival() -> Arrival {
     let mut notes = Notes::new(Instant::now());
     notes.at = SystemTime::now();
-    Arrival { client: Arc::new(Client::local()), target: Bytes::new(), notes: Arc::new(notes) }
+    Arrival { client: Arc::new(Client::local()), target: Bytes::new(), notes: Arc::new(notes), sent: Names::ANY }
 }
 
 fn config(address: Address) -> Config {

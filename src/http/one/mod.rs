@@ -37,7 +37,7 @@ use crate::{
         Site, Sites,
         arrival::{Arrival, Moment, Notes},
         body::{Received, Relay},
-        upgrade,
+        others_first, upgrade,
     },
     layers::answer,
     refusal::Refusal,
@@ -89,6 +89,8 @@ struct Begun<F> {
     is_head: bool,
     is_old: bool,
     keep: bool,
+    /// The client sends nothing behind it (RFC 9112 §9.6).
+    says_goodbye: bool,
 }
 
 /// What follows an exchange.
@@ -153,7 +155,7 @@ where
             self.stack = self.site.stack();
         }
         // What the request brings goes straight in: a future keeps room for whatever it names across a wait.
-        let Begun { answer, mut held, notes, is_head, is_old, keep } = match self.read_head(&mut wire, started).await {
+        let Begun { answer, mut held, notes, is_head, is_old, keep, says_goodbye } = match self.read_head(&mut wire, started).await {
             Ok(Some(arrived)) => match self.begin(arrived, wire) {
                 Some(begun) => begun,
                 None => return Next::Nothing,
@@ -185,9 +187,12 @@ where
         // Requests that came before the client closed its side are still answered (RFC 9112 §9.6).
         let has_more = !wire.has_ended() || !wire.input.is_empty();
         let keep = keep && clean && has_more && self.may_go_on(wire.beat.now()) && !reply::closes(&response);
+        others_first().await;
         let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
         match reply::send(&mut wire, hints, response, shape, &self.site.rates, &self.site.timeouts).await {
             Sent::Kept => Next::Request(wire),
+            // The client has promised to send no more, and it has nothing on its way that would turn the answer into a reset.
+            Sent::Last if says_goodbye && wire.closes_at_once() => Next::Nothing,
             Sent::Last => Next::Linger(wire),
             Sent::Broken => {
                 wire.abort();
@@ -202,9 +207,11 @@ where
         wire.beat.unlimited();
         let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
         let notes = Arc::clone(&parts.extensions.get::<Arrival>()?.notes);
+        // Behind a body some clients send an empty line more than they should (RFC 9112 §2.2).
+        let says_goodbye = !keep && framing == Framing::None;
         let (body, held) = self.body(wire, framing, expects_continue);
         let answer = self.stack.call(Request::from_parts(parts, body));
-        Some(Begun { answer, held, notes, is_head, is_old, keep })
+        Some(Begun { answer, held, notes, is_head, is_old, keep, says_goodbye })
     }
 
     async fn read_head(&mut self, wire: &mut Wire, started: Instant) -> Result<Option<Arrived>, Refusal> {

@@ -13,7 +13,7 @@ use crate::{
         rule::Rule,
     },
     http::{
-        arrival::{Arrival, Notes},
+        arrival::{Arrival, Names, Notes},
         one::wire::Wire,
     },
     refusal::Refusal,
@@ -85,9 +85,11 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     // Room for what the layers add, so that the map never grows.
     // A field map has a limit of its own, which `limits.header_count` may exceed; above it everything but `try_` panics.
     parts.headers.try_reserve(head.fields.len().saturating_add(ADDED)).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
+    let mut sent = Names::NONE;
     for field in &head.fields {
         let name = HeaderName::from_bytes(field.name.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G9))?;
         let value = HeaderValue::from_maybe_shared(slice(field.value)).map_err(|_| Refusal::BadFraming(Rule::G2))?;
+        sent.add(&name);
         parts.headers.try_append(name, value).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     }
     let is_head = method == Method::HEAD;
@@ -96,7 +98,7 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     parts.version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
     let notes = Notes::new(started);
     notes.observe_all(head.observed);
-    parts.extensions.insert(Arrival { client: Arc::clone(client), target, notes: Arc::new(notes) });
+    parts.extensions.insert(Arrival { client: Arc::clone(client), target, notes: Arc::new(notes), sent });
     let keep = !head.close && (!is_old || head.keep_alive);
     Ok(Arrived { parts, framing: head.framing, expects_continue: head.expect_continue && !is_old, is_head, is_old, keep })
 }

@@ -13,7 +13,10 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::accept::{pace::Beat, stream::Stream};
+use crate::accept::{
+    pace::Beat,
+    stream::{Stream, Transport},
+};
 
 /// A connection between two of its bytes.
 #[derive(Debug)]
@@ -164,6 +167,11 @@ impl Wire {
     pub async fn send(&mut self, mut out: Outgoing) -> Result<(), Ended> {
         std::future::poll_fn(|cx| self.poll_send(cx, &mut out)).await?;
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Whether to close is all it takes: nothing was read ahead, and there is no goodbye of TLS to be said.
+    pub fn closes_at_once(&self) -> bool {
+        self.input.is_empty() && !matches!(self.stream.transport(), Transport::Tls(_))
     }
 
     /// Lingering close (RFC 9112 §9.6): says that nothing more will come, then reads away what is still on its way, so that

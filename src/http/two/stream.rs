@@ -28,7 +28,7 @@ use crate::{
     accept::{client::Client, pace::Sweep},
     http::{
         Site, Sites,
-        arrival::{Arrival, Notes},
+        arrival::{Arrival, Names, Notes},
         body::{Received, Relay},
         extended_connect::{self, NearEnd, Outcome},
         upgrade::Life,
@@ -158,7 +158,9 @@ fn arrived<S>(
     stream: RecvStream,
 ) -> (Request<Received>, Option<RecvStream>) {
     let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
-    parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes });
+    let mut sent = Names::NONE;
+    parts.headers.keys().for_each(|name| sent.add(name));
+    parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes, sent });
     let (body, near) = if extended_connect::translate(&mut parts) {
         (Received::None, Some(stream))
     } else if parts.method == Method::CONNECT || stream.is_end_stream() {

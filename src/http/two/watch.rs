@@ -90,6 +90,11 @@ impl Load {
         true
     }
 
+    /// The client's bytes have to wait until then.
+    pub fn wait_until(&self, moment: u64) {
+        self.pause.store(moment, Relaxed);
+    }
+
     /// The end of the pause, if there is one.
     pub fn pause(&self) -> u64 {
         self.pause.load(Relaxed)

@@ -6,7 +6,10 @@ use tokio::sync::mpsc;
 use tower_layer::Layer;
 
 use super::*;
-use crate::{accept::client::Client, http::arrival::Notes};
+use crate::{
+    accept::client::Client,
+    http::arrival::{Names, Notes},
+};
 
 /// Stands for everything behind the queue: hands each request out, with its slot.
 #[derive(Clone)]
@@ -55,7 +58,7 @@ fn request(path: &str) -> Request<Complete> {
     let mut request = Request::new(Complete::for_test(Content::Memory(Bytes::from_static(b"body").into())));
     *request.uri_mut() = path.parse().unwrap();
     let (client, notes) = (Arc::new(Client::local()), Arc::new(Notes::new(Instant::now())));
-    request.extensions_mut().insert(Arrival { client, target: Bytes::new(), notes });
+    request.extensions_mut().insert(Arrival { client, target: Bytes::new(), notes, sent: Names::ANY });
     request
 }
 

@@ -13,6 +13,7 @@ use slab::Slab;
 
 use super::{
     company::Company,
+    crowd::Crowd,
     pressure::Pressure,
     terms::{Ask, Figures, Full, Lane, Patience, Policy},
     workers::Workers,
@@ -41,6 +42,7 @@ pub struct Admission<T> {
     order: u64,
     pressure: Pressure,
     company: Company,
+    crowd: Crowd,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,7 @@ impl<T> Admission<T> {
             order: 0,
             pressure: Pressure::default(),
             company: Company::default(),
+            crowd: Crowd::default(),
         }
     }
 
@@ -112,10 +115,7 @@ impl<T> Admission<T> {
 
     /// A thread of this worker, where it has one free.
     pub fn take_of(&mut self, worker: u32, ask: &Ask) -> Option<u32> {
-        if !self.workers.has_free(worker) {
-            return None;
-        }
-        self.occupy(worker, ask);
+        self.workers.has_free(worker).then(|| self.occupy(worker, ask))?;
         Some(worker)
     }
 
@@ -127,23 +127,36 @@ impl<T> Admission<T> {
         Some(to)
     }
 
-    /// A place in the queue, or the reason why waiting would be in vain.
+    /// A place in the queue, or the reason why waiting would be in vain. Where the queue is full, whoever has most of it gives
+    /// one up for a client with less; the ticket of that one is dropped.
     pub fn enqueue(&mut self, ask: Ask, ticket: T, now: Instant) -> Result<Place, Full> {
-        let room = self.room(now);
-        let memory = self.memory.saturating_add(ask.memory);
+        let room = self.pressure.room(&self.policy, self.workers.capacity(), self.workers.is_away(), now);
         let mine = self.clients.get(&ask.client).map_or(0, |c| c.waiting as usize);
         let share = if self.company.is_there(now) { part(room, self.policy.client_share) } else { room };
-        if self.waiting.len() >= room || mine >= share || memory > self.policy.memory {
+        let has_room = (self.waiting.len() < room && self.memory.saturating_add(ask.memory) <= self.policy.memory)
+            || (room > 0 && mine < share && self.displace(&ask, room));
+        if mine >= share || !has_room {
             return Err(Full { after: self.pressure.drain_time(self.waiting.len(), self.workers.capacity()) });
         }
-        self.memory = memory;
+        self.memory = self.memory.saturating_add(ask.memory);
         let order = self.order;
         self.order = self.order.wrapping_add(1);
         let away = self.workers.away_clock(now);
         let index = self.waiting.insert(Waiting { ticket, ask, order, since: now, away });
         self.clients.entry(ask.client).or_default().waiting += 1;
+        self.crowd.join(ask.client, order, index);
         self.file(index, now);
         Ok(Place { index, order })
+    }
+
+    /// Takes one request out of the queue in favour of another. False where that would not make room, or not be fair.
+    fn displace(&mut self, ask: &Ask, room: usize) -> bool {
+        let Some(index) = self.crowd.excess(ask.client) else { return false };
+        let Some(excess) = self.waiting.get(index).map(|w| w.ask) else { return false };
+        let memory = self.memory.saturating_sub(excess.memory).saturating_add(ask.memory);
+        // Behind more urgent requests a newcomer would have to wait anyway.
+        let makes_room = self.waiting.len() <= room && memory <= self.policy.memory && excess.class >= ask.class;
+        makes_room && self.unfile(index).is_some()
     }
 
     /// Whether a waiting request should go on waiting; `None` when it is no longer in the queue.
@@ -151,13 +164,7 @@ impl<T> Admission<T> {
         let waiting = self.waiting.get(place.index).filter(|w| w.order == place.order)?;
         let held = self.workers.away_clock(now).saturating_sub(waiting.away);
         let waited = now.saturating_duration_since(waiting.since).saturating_sub(held);
-        let (held_left, left) = (self.policy.hold.saturating_sub(held), self.policy.deadline.saturating_sub(waited));
-        Some(match (held_left.is_zero(), left.is_zero(), self.workers.is_away()) {
-            (true, _, true) => Patience::Away,
-            (_, true, false) => Patience::Late,
-            (_, _, true) => Patience::Wait(held_left.min(left.max(AWAY_RECHECK))),
-            (_, _, false) => Patience::Wait(left),
-        })
+        Some(Patience::of(&self.policy, waited, held, self.workers.is_away()))
     }
 
     /// Takes a request out of the queue that no longer waits.
@@ -184,6 +191,7 @@ impl<T> Admission<T> {
                 self.make_ready(order, index);
             }
         }
+        self.crowd.end(ask.client);
         self.forget(ask.client);
         self.pressure.measured(service.filter(|_| !self.workers.is_away()), now);
     }
@@ -215,7 +223,7 @@ impl<T> Admission<T> {
         for class in 0..self.ready.len() {
             loop {
                 let queue = self.ready.get(class)?;
-                let first = if newest_first { queue.last_key_value() } else { queue.first_key_value() };
+                let first = if newest_first { self.newest(queue) } else { queue.first_key_value() };
                 let Some((order, index)) = first.map(|(order, index)| (*order, *index)) else { break };
                 let ask = self.waiting.get(index)?.ask;
                 if !self.reserve_left(&ask) {
@@ -232,6 +240,12 @@ impl<T> Admission<T> {
             }
         }
         None
+    }
+
+    /// Of the newest few the one whose network has the fewest threads: in a standing queue a flood is always the newest.
+    fn newest<'a>(&self, queue: &'a BTreeMap<u64, usize>) -> Option<(&'a u64, &'a usize)> {
+        let threads = |index: &usize| self.waiting.get(*index).map_or(0, |w| self.crowd.in_flight(w.ask.client));
+        queue.iter().rev().take(LOOKED_AT).min_by_key(|(_, index)| threads(index))
     }
 
     /// Figures for metrics.
@@ -256,6 +270,7 @@ impl<T> Admission<T> {
         }
         self.streams = self.streams.saturating_add(u32::from(ask.lane == Lane::Stream));
         self.clients.entry(ask.client).or_default().in_flight += 1;
+        self.crowd.begin(ask.client);
     }
 
     fn share_left(&self, ask: &Ask, now: Instant) -> bool {
@@ -282,10 +297,6 @@ impl<T> Admission<T> {
         }
         // The last thread is never reserved: on a Puma with one thread nothing else would ever be served.
         self.workers.free() > kept.min(self.workers.threads().saturating_sub(1))
-    }
-
-    fn room(&self, now: Instant) -> usize {
-        self.pressure.room(&self.policy, self.workers.capacity(), self.workers.is_away(), now)
     }
 
     /// Who waited for Puma to come back is no sign of overload.
@@ -351,6 +362,7 @@ impl<T> Admission<T> {
     fn unfile(&mut self, index: usize) -> Option<Waiting<T>> {
         let waiting = self.waiting.try_remove(index)?;
         self.memory = self.memory.saturating_sub(waiting.ask.memory);
+        self.crowd.leave(waiting.ask.client, waiting.order, index);
         for queue in &mut self.ready {
             queue.remove(&waiting.order);
         }
@@ -393,7 +405,7 @@ fn part(whole: usize, share: f64) -> usize {
     ((whole as f64 * share).ceil() as usize).max(1)
 }
 
-/// While Puma is away, waiting requests look again at least this often: their own deadline goes on once it is back.
-const AWAY_RECHECK: Duration = Duration::from_millis(250);
+/// Waiting requests that are compared for one free thread.
+const LOOKED_AT: usize = 32;
 #[cfg(test)]
 mod tests;

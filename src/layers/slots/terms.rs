@@ -67,6 +67,19 @@ pub enum Patience {
     Away,
 }
 
+impl Patience {
+    /// Of who has waited for so long, and beside that for a Puma that was away.
+    pub(super) fn of(policy: &Policy, waited: Duration, held: Duration, is_away: bool) -> Self {
+        let (held_left, left) = (policy.hold.saturating_sub(held), policy.deadline.saturating_sub(waited));
+        match (held_left.is_zero(), left.is_zero(), is_away) {
+            (true, _, true) => Patience::Away,
+            (_, true, false) => Patience::Late,
+            (_, _, true) => Patience::Wait(held_left.min(left.max(AWAY_RECHECK))),
+            (_, _, false) => Patience::Wait(left),
+        }
+    }
+}
+
 /// Figures for metrics and the live page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -87,3 +100,6 @@ pub struct Figures {
     /// Mean time that a request keeps its thread.
     pub service: Option<Duration>,
 }
+
+/// While Puma is away, waiting requests look again at least this often: their own deadline goes on once it is back.
+const AWAY_RECHECK: Duration = Duration::from_millis(250);

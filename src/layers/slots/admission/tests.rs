@@ -529,3 +529,59 @@ fn no_order_of_events_loses_a_thread() {
         assert!(case.core.clients.is_empty() && case.core.parked_streams.is_empty() && case.core.memory == 0);
     }
 }
+
+#[test]
+fn a_full_queue_of_a_flood_has_room_for_a_newcomer_and_not_for_the_flood() {
+    let flood = |n: u8| Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, n])), ..ask(1) };
+    let mut case = Case::new(Policy { max: 20, ..policy() }, &[1]);
+    case.take(flood(0)).unwrap();
+    for n in 0..20 {
+        case.enqueue(flood(n), n.into()).unwrap();
+    }
+    assert!(case.enqueue(flood(99), 99).is_err(), "one more of the same network");
+    let place = case.enqueue(ask(7), 107).unwrap();
+    assert_eq!(case.core.figures().waiting, 20, "one of the flood went in its favour");
+    assert!(case.core.patience(place, case.now).is_some());
+    // Nine more may come; then both have ten, and neither gives way.
+    for ticket in 0..8 {
+        case.enqueue(Ask { client: client(8 + ticket as u8), ..ask(1) }, 200 + ticket).unwrap();
+    }
+    assert!((0..9).all(|n| case.enqueue(Ask { client: client(20 + n), ..ask(1) }, 300).is_ok() == (n < 1)));
+    assert_eq!(case.core.figures().waiting, 20);
+}
+
+#[test]
+fn in_a_standing_queue_a_network_without_threads_comes_before_one_that_has_them() {
+    let flood = |n: u8| Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, n])), ..ask(1) };
+    let mut case = Case::new(policy(), &[2]);
+    case.take(flood(0)).unwrap();
+    case.take(flood(1)).unwrap();
+    case.enqueue(flood(2), 2).unwrap();
+    case.enqueue(ask(7), 7).unwrap();
+    for n in 8..30 {
+        case.enqueue(flood(n), n.into()).unwrap();
+    }
+    case.now += SECOND * 2;
+    case.release(0, flood(0), 10);
+    assert_eq!(case.next(), [7]);
+    case.release(0, ask(7), 10);
+    assert_eq!(case.next(), [29], "among equals the newest");
+}
+
+#[test]
+fn more_urgent_requests_do_not_give_way_and_neither_does_room_for_a_body_that_is_too_large() {
+    let mut case = Case::new(Policy { max: 2, ..policy() }, &[1]);
+    case.take(ask(1)).unwrap();
+    case.enqueue(Ask { class: 0, ..ask(1) }, 1).unwrap();
+    case.enqueue(Ask { class: 0, ..ask(1) }, 2).unwrap();
+    assert!(case.enqueue(ask(200), 3).is_err());
+    let mut case = Case::new(policy(), &[1]);
+    case.take(ask(1)).unwrap();
+    for ticket in 0..2 {
+        case.enqueue(Ask { memory: 500, ..ask(1) }, ticket).unwrap();
+    }
+    let newcomer = Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, 1])), memory: 501, ..ask(1) };
+    assert!(case.enqueue(newcomer, 4).is_err());
+    assert!(case.enqueue(Ask { memory: 500, ..newcomer }, 5).is_ok(), "one of the two gave way");
+    assert_eq!(case.core.figures().waiting, 2);
+}

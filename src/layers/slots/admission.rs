@@ -283,20 +283,9 @@ impl<T> Admission<T> {
     }
 
     fn reserve_left(&self, ask: &Ask) -> bool {
-        let kept: u32 = self
-            .policy
-            .reserves
-            .iter()
-            .zip(&self.by_class)
-            .enumerate()
-            .filter(|(class, _)| *class != ask.class)
-            .map(|(_, (reserve, busy))| reserve.saturating_sub(*busy))
-            .sum();
-        if kept == 0 {
-            return true;
-        }
+        let kept = self.policy.kept_from(ask.class, &self.by_class);
         // The last thread is never reserved: on a Puma with one thread nothing else would ever be served.
-        self.workers.free() > kept.min(self.workers.threads().saturating_sub(1))
+        kept == 0 || self.workers.free() > kept.min(self.workers.threads().saturating_sub(1))
     }
 
     /// Who waited for Puma to come back is no sign of overload.

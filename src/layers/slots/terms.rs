@@ -25,6 +25,14 @@ pub struct Policy {
     pub reserves: Vec<u32>,
 }
 
+impl Policy {
+    /// Threads that the other classes still keep free, where each has so many busy.
+    pub(super) fn kept_from(&self, class: usize, busy: &[u32]) -> u32 {
+        let others = self.reserves.iter().zip(busy).enumerate().filter(|(other, _)| *other != class);
+        others.map(|(_, (reserve, busy))| reserve.saturating_sub(*busy)).sum()
+    }
+}
+
 /// How long a request will keep its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {

@@ -212,8 +212,7 @@ impl<T> Admission<T> {
         for class in 0..self.ready.len() {
             loop {
                 let queue = self.ready.get(class)?;
-                let first = if newest_first { self.newest(queue) } else { queue.first_key_value() };
-                let Some((order, index)) = first.map(|(order, index)| (*order, *index)) else { break };
+                let Some((order, index)) = self.first(queue, newest_first) else { break };
                 let ask = self.waiting.get(index)?.ask;
                 if !self.reserve_left(&ask) {
                     break;
@@ -231,10 +230,11 @@ impl<T> Admission<T> {
         None
     }
 
-    /// Of the newest few the one whose network has the fewest threads: in a standing queue a flood is always the newest.
-    fn newest<'a>(&self, queue: &'a BTreeMap<u64, usize>) -> Option<(&'a u64, &'a usize)> {
-        let threads = |index: &usize| self.waiting.get(*index).map_or(0, |w| self.crowd.in_flight(w.ask.client));
-        queue.iter().rev().take(LOOKED_AT).min_by_key(|(_, index)| threads(index))
+    /// Whose turn it is: fair by network, else by order alone.
+    fn first(&self, queue: &BTreeMap<u64, usize>, newest_first: bool) -> Option<(u64, usize)> {
+        let by_order = if newest_first { queue.last_key_value() } else { queue.first_key_value() };
+        let by_order = by_order.map(|(order, index)| (*order, *index))?;
+        Some(self.crowd.turn(newest_first, |order| queue.contains_key(&order)).unwrap_or(by_order))
     }
 
     /// Figures for metrics.
@@ -394,7 +394,5 @@ fn part(whole: usize, share: f64) -> usize {
     ((whole as f64 * share).ceil() as usize).max(1)
 }
 
-/// Waiting requests that are compared for one free thread.
-const LOOKED_AT: usize = 32;
 #[cfg(test)]
 mod tests;

@@ -128,7 +128,7 @@ impl<T> Admission<T> {
         let mine = self.clients.get(&ask.client).map_or(0, |c| c.waiting as usize);
         let share = if self.company.is_there(now) { part(room, self.policy.client_share) } else { room };
         let has_room = (self.waiting.len() < room && self.memory.saturating_add(ask.memory) <= self.policy.memory)
-            || (room > 0 && mine < share && self.displace(&ask, room));
+            || (room > 0 && mine < share && self.displace(&ask));
         if mine >= share || !has_room {
             return Err(Full { after: self.pressure.drain_time(self.waiting.len(), self.workers.capacity()) });
         }
@@ -143,14 +143,14 @@ impl<T> Admission<T> {
         Ok(Place { index, order })
     }
 
-    /// Takes one request out of the queue in favour of another. False where that would not make room, or not be fair.
-    fn displace(&mut self, ask: &Ask, room: usize) -> bool {
+    /// Takes one request out of the queue in favour of another; a queue that is too long, as it has begun to stand, does not become
+    /// longer by it. False where that would not make room, or not be fair.
+    fn displace(&mut self, ask: &Ask) -> bool {
         let Some(index) = self.crowd.excess(ask.client) else { return false };
         let Some(excess) = self.waiting.get(index).map(|w| w.ask) else { return false };
         let memory = self.memory.saturating_sub(excess.memory).saturating_add(ask.memory);
         // Behind more urgent requests a newcomer would have to wait anyway.
-        let makes_room = self.waiting.len() <= room && memory <= self.policy.memory && excess.class >= ask.class;
-        makes_room && self.unfile(index).is_some()
+        memory <= self.policy.memory && excess.class >= ask.class && self.unfile(index).is_some()
     }
 
     /// Whether a waiting request should go on waiting; `None` when it is no longer in the queue.

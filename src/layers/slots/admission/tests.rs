@@ -538,3 +538,17 @@ fn a_network_without_threads_comes_first_before_the_queue_stands_as_well() {
     case.release(0, ask(7), 10);
     assert_eq!(case.next(), [2], "the oldest of the others");
 }
+
+#[test]
+fn a_queue_that_has_begun_to_stand_and_is_too_long_is_open_to_a_newcomer() {
+    let flood = |n: u8| Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, n])), ..ask(1) };
+    let mut case = Case::new(policy(), &[1]);
+    case.take(flood(0)).unwrap();
+    for n in 0..50 {
+        case.enqueue(flood(n), n.into()).unwrap();
+    }
+    case.now += SECOND * 2;
+    assert!(case.enqueue(flood(99), 99).is_err());
+    assert!(case.enqueue(ask(7), 107).is_ok());
+    assert_eq!(case.core.figures().waiting, 50);
+}

@@ -32,6 +32,7 @@ pub mod parameters;
 pub mod path_policy;
 pub mod percent;
 pub mod rate;
+pub mod rate_index;
 pub mod rate_rule;
 pub mod rate_table;
 pub mod record;

@@ -29,6 +29,7 @@ pub use super::rate_rule::RuleConfig;
 use super::{
     client_address::TrustedProxies,
     outcome::{Amend, Amended, Decided},
+    rate_index::Index,
     rate_rule::{KeyPart, Match, host},
     rate_table::Table,
     target_view,
@@ -41,7 +42,7 @@ pub struct Limits {
     rules: Vec<Rule>,
     trusted: TrustedProxies,
     secret: RandomState,
-    reads_paths: bool,
+    index: Index,
 }
 
 /// What the administration shows of a rule.
@@ -79,8 +80,8 @@ struct Rule {
 impl Limits {
     /// From the configuration and `trusted_proxies`.
     pub fn new(rules: Vec<RuleConfig>, trusted: TrustedProxies) -> Self {
-        let reads_paths = rules.iter().any(|rule| !rule.matches.path.0.is_empty());
-        Limits { rules: rules.into_iter().map(Rule::new).collect(), trusted, secret: RandomState::new(), reads_paths }
+        let index = Index::new(rules.iter().map(|rule| rule.matches.path.0.as_slice()));
+        Limits { rules: rules.into_iter().map(Rule::new).collect(), trusted, secret: RandomState::new(), index }
     }
 
     /// One line for each rule, in order.
@@ -111,13 +112,14 @@ impl Limits {
         }
         let arrival = request.extensions().get::<Arrival>().ok_or(Refusal::Internal)?;
         let client = self.trusted.client(&arrival.client, request.headers());
-        let path = self.reads_paths.then(|| target_view::understood(&arrival.target));
-        for rule in &self.rules {
+        let path = self.index.reads_paths().then(|| target_view::understood(&arrival.target));
+        let path = path.as_deref().unwrap_or_default();
+        for rule in self.index.candidates(path).filter_map(|number| self.rules.get(number)) {
             let mode = rule.mode();
             if mode == Mode::Off || rule.allow.iter().any(|network| network.contains(&client)) {
                 continue;
             }
-            let Some(route) = rule.matches.route(request, path.as_deref().unwrap_or_default()) else {
+            let Some(route) = rule.matches.route(request, path) else {
                 continue;
             };
             let Some(key) = self.key(&rule.key, request, client, route) else {

@@ -88,15 +88,10 @@ impl Address {
         }
     }
 
-    /// A write to a unix socket that Puma has closed fails, and an unread one is reset: a request on a connection that was
-    /// just closing is known not to have been executed. Over TCP both may look like an end without an answer.
-    pub fn tells_what_was_read(&self) -> bool {
-        matches!(self, Address::Unix(_))
-    }
-
     /// On this machine the kernel resets a connection only while bytes of ours are unread, and closes it otherwise. Puma
-    /// reads a request whole before it executes it, so a reset says that it did not. A remote reset may be anybody's. The
-    /// connection itself cannot be asked: after a reset it has forgotten its other end.
+    /// reads a request whole before it executes it, so a reset says that it did not: a request on a connection that was just
+    /// closing is known not to have been executed. A remote reset may be anybody's. The connection itself cannot be asked: after
+    /// a reset it has forgotten its other end.
     pub fn reset_means_unread(&self) -> bool {
         match self {
             Address::Tcp(address) => address.ip().is_loopback(),

@@ -107,7 +107,7 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
             notes.sent_to(socket.index);
         }
         // A connection that was opened for this one request would only be one more in the pool.
-        let certain = purpose.idempotent || socket.address.tells_what_was_read();
+        let certain = purpose.idempotent || socket.address.reset_means_unread();
         let keep = if certain { puma.keep() } else { Keep::No };
         let mut turn = Turn::new(&puma, socket, connection, slot);
         match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {

@@ -106,7 +106,7 @@ impl Wish {
     fn allows_used(self, address: &Address) -> bool {
         match self {
             Wish::Used => true,
-            Wish::Certain => address.tells_what_was_read(),
+            Wish::Certain => address.reset_means_unread(),
             Wish::Fresh => false,
         }
     }

@@ -377,7 +377,8 @@ async def once(house, arguments, failures):
         waited, now = await come_back(house, before, failures, kind)
         print(f"{kind:7} {count} attackers in {came - begun:.1f} s, most held {peak}, the last gone {gone:.1f} s after it came (deadline "
               f"{deadline} s){verdict}; {honest.told()}; memory {before[2][0] >> 10} / {held[0] >> 10} / {now[2][0] >> 10} MiB, back "
-              f"after {waited:.0f} s; at Puma {house.reached()}; {len(thrown)} had not noticed", flush=True)
+              f"after {waited:.0f} s; at Puma {house.reached()}; {len(thrown)} had not noticed; refused, of all kinds: {house.refusals()}",
+              flush=True)
         if verdict:
             failures.append(f"{kind}: attackers were there {gone:.1f} s after the last came")
         failures.extend(f"{kind}: {failure}" for failure in honest.failures[:5])

@@ -3,7 +3,8 @@
 //! Threat: exhaustion. glibc keeps what thousands of connections have given back, in pieces between what is still in use: a
 //! process that was attacked once holds its peak for the rest of its life (`docs/decisions/0009-allocator.md` has the figures).
 //! jemalloc keeps pages apart by size and returns those that are not used, on a thread of its own that sleeps while nothing is
-//! freed. Place: beside everything. Where the C library is musl its own allocator stays, which returns memory by itself.
+//! freed. It serves C as well, as the library for TLS keeps its keys there: 5,000 handshakes left 7.6 MiB behind, now 1.7. Place:
+//! beside everything. Where the C library is musl its own allocator stays, which returns memory by itself.
 
 #[cfg(target_env = "gnu")]
 pub use tikv_jemallocator::Jemalloc as Allocator;

@@ -266,7 +266,7 @@ fn sockets_are_for_pages_of_the_own_site_and_for_so_many() {
     let Some(puma) = Puma::cluster() else { return };
     let palisade = Setup::before(puma.address()).with("[websocket]\nmax_per_client = 3\n").start();
     let shake = |origin: &str| {
-        let request = websocket::HANDSHAKE.replace("Origin: http://localhost\r\n", &format!("Origin: {origin}\r\n"));
+        let request = websocket::HANDSHAKE.replace("Origin: https://localhost\r\n", &format!("Origin: {origin}\r\n"));
         palisade.connect().ask(request).status
     };
     assert_eq!((shake("https://evil.example"), shake("null")), (403, 403));

@@ -134,7 +134,7 @@ impl<T> Admission<T> {
         let mine = self.clients.get(&ask.client).map_or(0, |c| c.waiting as usize);
         let share = if self.company.is_there(now) { part(room, self.policy.client_share) } else { room };
         let has_room = (self.waiting.len() < room && self.memory.saturating_add(ask.memory) <= self.policy.memory)
-            || (room > 0 && mine < share && self.displace(&ask, room));
+            || (room > 0 && mine < share && self.displace(&ask));
         if mine >= share || !has_room {
             return Err(Full { after: self.pressure.drain_time(self.waiting.len(), self.workers.capacity()) });
         }
@@ -149,14 +149,14 @@ impl<T> Admission<T> {
         Ok(Place { index, order })
     }
 
-    /// Takes one request out of the queue in favour of another. False where that would not make room, or not be fair.
-    fn displace(&mut self, ask: &Ask, room: usize) -> bool {
+    /// Takes one request out of the queue in favour of another; a queue that is too long, as it has begun to stand, does not become
+    /// longer by it. False where that would not make room, or not be fair.
+    fn displace(&mut self, ask: &Ask) -> bool {
         let Some(index) = self.crowd.excess(ask.client) else { return false };
         let Some(excess) = self.waiting.get(index).map(|w| w.ask) else { return false };
         let memory = self.memory.saturating_sub(excess.memory).saturating_add(ask.memory);
         // Behind more urgent requests a newcomer would have to wait anyway.
-        let makes_room = self.waiting.len() <= room && memory <= self.policy.memory && excess.class >= ask.class;
-        makes_room && self.unfile(index).is_some()
+        memory <= self.policy.memory && excess.class >= ask.class && self.unfile(index).is_some()
     }
 
     /// Whether a waiting request should go on waiting; `None` when it is no longer in the queue.
@@ -223,8 +223,7 @@ impl<T> Admission<T> {
         for class in 0..self.ready.len() {
             loop {
                 let queue = self.ready.get(class)?;
-                let first = if newest_first { self.newest(queue) } else { queue.first_key_value() };
-                let Some((order, index)) = first.map(|(order, index)| (*order, *index)) else { break };
+                let Some((order, index)) = self.first(queue, newest_first) else { break };
                 let ask = self.waiting.get(index)?.ask;
                 if !self.reserve_left(&ask) {
                     break;
@@ -242,10 +241,11 @@ impl<T> Admission<T> {
         None
     }
 
-    /// Of the newest few the one whose network has the fewest threads: in a standing queue a flood is always the newest.
-    fn newest<'a>(&self, queue: &'a BTreeMap<u64, usize>) -> Option<(&'a u64, &'a usize)> {
-        let threads = |index: &usize| self.waiting.get(*index).map_or(0, |w| self.crowd.in_flight(w.ask.client));
-        queue.iter().rev().take(LOOKED_AT).min_by_key(|(_, index)| threads(index))
+    /// Whose turn it is: fair by network, else by order alone.
+    fn first(&self, queue: &BTreeMap<u64, usize>, newest_first: bool) -> Option<(u64, usize)> {
+        let by_order = if newest_first { queue.last_key_value() } else { queue.first_key_value() };
+        let by_order = by_order.map(|(order, index)| (*order, *index))?;
+        Some(self.crowd.turn(newest_first, |order| queue.contains_key(&order)).unwrap_or(by_order))
     }
 
     /// Figures for metrics.
@@ -394,7 +394,5 @@ fn part(whole: usize, share: f64) -> usize {
     ((whole as f64 * share).ceil() as usize).max(1)
 }
 
-/// Waiting requests that are compared for one free thread.
-const LOOKED_AT: usize = 32;
 #[cfg(test)]
 mod tests;

@@ -585,3 +585,33 @@ fn more_urgent_requests_do_not_give_way_and_neither_does_room_for_a_body_that_is
     assert!(case.enqueue(Ask { memory: 500, ..newcomer }, 5).is_ok(), "one of the two gave way");
     assert_eq!(case.core.figures().waiting, 2);
 }
+
+#[test]
+fn a_network_without_threads_comes_first_before_the_queue_stands_as_well() {
+    let flood = |n: u8| Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, n])), ..ask(1) };
+    let mut case = Case::new(policy(), &[2]);
+    case.take(flood(0)).unwrap();
+    case.take(flood(1)).unwrap();
+    for n in 2..60 {
+        case.enqueue(flood(n), n.into()).unwrap();
+    }
+    case.enqueue(ask(7), 107).unwrap();
+    case.release(0, flood(0), 10);
+    assert_eq!(case.next(), [107]);
+    case.release(0, ask(7), 10);
+    assert_eq!(case.next(), [2], "the oldest of the others");
+}
+
+#[test]
+fn a_queue_that_has_begun_to_stand_and_is_too_long_is_open_to_a_newcomer() {
+    let flood = |n: u8| Ask { client: ClientKey::of(std::net::IpAddr::from([198, 51, 100, n])), ..ask(1) };
+    let mut case = Case::new(policy(), &[1]);
+    case.take(flood(0)).unwrap();
+    for n in 0..50 {
+        case.enqueue(flood(n), n.into()).unwrap();
+    }
+    case.now += SECOND * 2;
+    assert!(case.enqueue(flood(99), 99).is_err());
+    assert!(case.enqueue(ask(7), 107).is_ok());
+    assert_eq!(case.core.figures().waiting, 50);
+}

@@ -1,6 +1,10 @@
 //! More than Puma can do, and threads that are lost: what the application gets to see of it.
 
 use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -166,6 +170,55 @@ fn the_cap_follows_a_puma_that_is_restarted_with_other_threads() {
     }
 }
 
+/// The sockets of a Puma that restarts hot stay open. What the threads had taken waits there; the others wait here.
+#[test]
+fn a_hot_restart_that_takes_longer_than_the_queue_may_is_waited_out_by_more_clients_than_threads() {
+    for suite in crate::harness::puma::SUITES {
+        let Some(mut puma) = command(suite) else { continue };
+        let app = Deployed::new();
+        let slow = app.dir.path().join("slow");
+        let text = format!("sleep 7 if File.exist?({:?})\n", slow.display().to_string());
+        let serve = "run lambda { |env| sleep 0.05; [200, {}, [\"ok\"]] }\n";
+        std::fs::write(app.dir.path().join("config.ru"), text + serve).unwrap();
+        app.write(2);
+        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(app.dir.path()).env_remove("WEB_CONCURRENCY");
+        let puma = Process::start("puma", puma, app.dir.path());
+        let settings = format!("app = {:?}\n[upstream]\nhold_on_refused = \"60s\"\n", app.dir.path().display().to_string());
+        let palisade = Setup::before("puma").with(CROWD).with(&settings).start();
+        eventually("Puma has said what it has", || (palisade.metric("palisade_puma_stats_age_seconds", &[]) >= 0.0).then_some(()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients: Vec<_> = (0..16)
+            .map(|n| {
+                let (address, stop) = (palisade.http(), Arc::clone(&stop));
+                thread::spawn(move || {
+                    let mut client = Client::tcp_from([127, 1, 1, n], address);
+                    let mut waits = Vec::new();
+                    while !stop.load(Relaxed) {
+                        let start = Instant::now();
+                        let status = client.get("/").status;
+                        waits.push((status, start.elapsed()));
+                        if status != 200 {
+                            break;
+                        }
+                    }
+                    waits
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(1500));
+        std::fs::write(&slow, "").unwrap();
+        puma.signal(Signal::USR2);
+        thread::sleep(Duration::from_secs(15));
+        stop.store(true, Relaxed);
+        let waits: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let refused: Vec<_> = waits.iter().filter(|(status, _)| *status != 200).collect();
+        assert!(refused.is_empty(), "{} of {}: {refused:?}", refused.len(), waits.len());
+        let longest = waits.iter().map(|(_, wait)| *wait).max().unwrap();
+        assert!(longest > Duration::from_secs(6), "the restart was not noticed at all: {longest:?}");
+        assert_eq!(palisade.metric("palisade_upstream_up", &[]), 1.0);
+    }
+}
+
 #[test]
 fn the_first_event_of_a_stream_and_the_first_chunk_of_an_answer_are_not_held_back() {
     let Some(puma) = Puma::start(Shape::cluster(1, 5)) else { return };
@@ -213,7 +266,7 @@ fn sockets_are_for_pages_of_the_own_site_and_for_so_many() {
     let Some(puma) = Puma::cluster() else { return };
     let palisade = Setup::before(puma.address()).with("[websocket]\nmax_per_client = 3\n").start();
     let shake = |origin: &str| {
-        let request = websocket::HANDSHAKE.replace("Origin: http://localhost\r\n", &format!("Origin: {origin}\r\n"));
+        let request = websocket::HANDSHAKE.replace("Origin: https://localhost\r\n", &format!("Origin: {origin}\r\n"));
         palisade.connect().ask(request).status
     };
     assert_eq!((shake("https://evil.example"), shake("null")), (403, 403));

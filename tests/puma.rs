@@ -72,13 +72,13 @@ fn a_full_queue_answers_503_at_once_and_says_when_to_come_back() {
     let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 1\n[queue]\ndeadline = \"10s\"\nmax = 2\n").start();
     let mut waiting = vec![occupy(&palisade, &puma, "first", "/sleep/2000")];
     for n in 0..2 {
-        let mut client = Client::tcp_from([127, 0, 1, n], palisade.http());
+        let mut client = Client::tcp_from([127, 0, 1 + n, 1], palisade.http());
         ask(&mut client, &format!("queued-{n}"), "/");
         waiting.push(client);
         eventually("it waits in the queue", || (palisade.metric("palisade_queue_depth", &[]) >= f64::from(n) + 1.0).then_some(()));
     }
     let start = Instant::now();
-    let refused = Client::tcp_from([127, 0, 2, 1], palisade.http()).get("/");
+    let refused = Client::tcp_from([127, 0, 3, 1], palisade.http()).get("/");
     assert_eq!(refused.status, 503);
     assert!(refused.field("retry-after").is_some_and(|v| v.parse::<u32>().is_ok_and(|s| s >= 1)), "{refused:?}");
     assert!(start.elapsed() < Duration::from_millis(1000));
@@ -259,7 +259,8 @@ fn a_puma_that_closes_without_a_word_is_asked_at_most_twice_and_an_upload_once()
 /// Its id, its status, how long it took.
 type Sent = (String, Option<u16>, Duration);
 
-/// Sends uploads with ids from several clients, each on a connection of its own, until it is told to stop.
+/// Sends uploads and, between them, questions with ids from several clients, each on a connection of its own, until it is
+/// told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
     clients: Vec<thread::JoinHandle<Vec<Sent>>>,
@@ -275,7 +276,8 @@ impl Load {
                 while !stop.load(Relaxed) {
                     let id = format!("{label}-{client}-{}", sent.len());
                     let begin = Instant::now();
-                    sent.push((id.clone(), upload(address, &id), begin.elapsed()));
+                    let method = if sent.len() % 2 == 0 { "POST" } else { "GET" };
+                    sent.push((id.clone(), send(address, method, &id), begin.elapsed()));
                 }
                 sent
             })
@@ -298,10 +300,11 @@ impl Load {
 }
 
 /// The status; none where no answer came. As patient as the hold: on a busy machine Puma boots that long.
-fn upload(address: SocketAddr, id: &str) -> Option<u16> {
+fn send(address: SocketAddr, method: &str, id: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(40))).ok()?;
-    let head = format!("POST /sleep/5 HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: {id}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
+    let (length, body) = if method == "POST" { ("Content-Length: 2\r\n", "hi") } else { ("", "") };
+    let head = format!("{method} /sleep/5 HTTP/1.1\r\nHost: localhost\r\nX-Test-Id: {id}\r\n{length}Connection: close\r\n\r\n{body}");
     stream.write_all(head.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
@@ -309,11 +312,11 @@ fn upload(address: SocketAddr, id: &str) -> Option<u16> {
 }
 
 /// `RESTARTS` rounds of each kind, 1 by default; `RESTART_KIND` names one alone.
-#[test]
-fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
+fn restart(shape: Shape, upstream: &str) {
     let rounds = std::env::var("RESTARTS").map_or(1, |rounds| rounds.parse().unwrap());
-    for mut puma in Puma::each(Shape::cluster(2, 2)) {
-        let palisade = Setup::before(puma.address()).with("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\n").start();
+    for mut puma in Puma::each(shape) {
+        let settings = format!("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\n{upstream}");
+        let palisade = Setup::before(puma.address()).with(&settings).start();
         let only = std::env::var("RESTART_KIND").ok();
         for kind in ["phased", "hot", "stop"].into_iter().filter(|kind| only.as_deref().is_none_or(|only| only == *kind)) {
             let load = Load::start(&palisade, kind);
@@ -337,10 +340,23 @@ fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
                 thread::sleep(Duration::from_millis(300));
             }
             let (sent, wait) = load.end(&puma);
-            eprintln!("{kind}: {rounds} restarts, the longest {longest:?}; {sent} requests, the longest {wait:?}");
+            eprintln!("{} {kind}: {rounds} restarts, the longest {longest:?}; {sent} requests, the longest {wait:?}", puma.address());
             assert!(sent > 20, "{sent}");
         }
         puma.stop();
+    }
+}
+
+#[test]
+fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
+    restart(Shape::cluster(2, 2), "");
+}
+
+/// Puma closes kept-alive connections when it restarts, perhaps just when a request comes.
+#[test]
+fn every_puma_gets_each_request_once_over_restarts_on_kept_connections() {
+    for tcp in [false, true] {
+        restart(Shape { tcp, ..Shape::cluster(2, 2) }, "reuse = \"keepalive\"\n");
     }
 }
 

@@ -84,6 +84,11 @@ impl Slots {
         self.shared.change(Instant::now(), |admission, now| admission.set_down(worker, down, now));
     }
 
+    /// Puma's control server is gone (or there again).
+    pub fn note_control(&self, gone: bool) {
+        self.shared.change(Instant::now(), |admission, now| admission.note_control(gone, now));
+    }
+
     /// A thread at once, or none.
     pub fn try_take(&self, ask: &Ask) -> Option<Slot> {
         let now = Instant::now();
@@ -190,7 +195,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let now = self.until.unwrap_or_else(Instant::now);
         let measured = (!self.stuck && self.ask.lane == Lane::Normal).then(|| now.saturating_duration_since(self.since));
-        self.shared.change(now, |admission, _| admission.release(self.worker, &self.ask, self.stuck, measured));
+        self.shared.change(now, |admission, now| admission.release(self.worker, &self.ask, self.stuck, measured, now));
     }
 }
 

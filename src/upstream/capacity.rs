@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
 };
@@ -40,7 +41,8 @@ async fn keep_up(puma: Weak<Inner>) {
         tokio::time::sleep(pause).await;
         let Some(puma) = puma.upgrade() else { return };
         let grown = puma.sockets.may_grow() && puma.sockets.look();
-        let asked = ask(&puma).await;
+        let said = ask(&puma).await;
+        let asked = matches!(said, Said::Figures);
         let now = written(&puma.config);
         // A file that is away is being replaced: what it said still holds.
         let edited = now.is_some() && now != known;
@@ -48,6 +50,7 @@ async fn keep_up(puma: Weak<Inner>) {
         if grown || asked || edited {
             apply(&puma);
         }
+        puma.slots.note_control(matches!(said, Said::Gone));
         for socket in puma.sockets.all().iter() {
             socket.pool.purge(puma.keep());
         }
@@ -56,14 +59,29 @@ async fn keep_up(puma: Weak<Inner>) {
     }
 }
 
+/// What became of a question to the control server.
+enum Said {
+    /// It told its figures.
+    Figures,
+    /// Nobody listens there: Puma has ended or starts anew.
+    Gone,
+    /// No answer, which says nothing, or there is none to ask.
+    Nothing,
+}
+
 /// Asks the control server; no answer leaves everything as it is.
-async fn ask(puma: &Inner) -> bool {
-    let Some(control) = &puma.config.control_url else { return false };
-    let Some(token) = control::find(&puma.config) else { return false };
-    let Ok(stats) = stats::fetch(control, &token, STATS_DEADLINE).await else { return false };
-    puma.set_version(stats.version);
-    puma.reported.store(Some(Arc::new(Reported { stats, at: Instant::now() })));
-    true
+async fn ask(puma: &Inner) -> Said {
+    let Some(control) = &puma.config.control_url else { return Said::Nothing };
+    let Some(token) = control::find(&puma.config) else { return Said::Nothing };
+    match stats::fetch(control, &token, STATS_DEADLINE).await {
+        Ok(stats) => {
+            puma.set_version(stats.version);
+            puma.reported.store(Some(Arc::new(Reported { stats, at: Instant::now() })));
+            Said::Figures
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Said::Gone,
+        Err(_) => Said::Nothing,
+    }
 }
 
 fn apply(puma: &Inner) {

@@ -77,8 +77,9 @@ pub struct Config {
     pub response_timeout: Deadline,
     /// Longest silence in an event stream. Default: 1 h.
     pub stream_timeout: Deadline,
-    /// Longest time that unsent requests wait for a Puma that refuses connections or has no socket; then 503
-    /// `upstream_refused`. Should be longer than a restart. Default: 10 s.
+    /// Longest time that unsent requests wait for a Puma that refuses connections, has no socket, or starts anew behind open
+    /// sockets (no answer, and nobody at `control_url`); then 503 `upstream_refused`. Should be longer than a restart.
+    /// Default: 10 s.
     pub hold_on_refused: Deadline,
     /// Puma's control server, `"http://127.0.0.1:9293"` or `"unix:/run/shop/control.sock"`: it tells threads, workers and
     /// version. Its reading resets Puma's `backlog_max`: let others read Palisade's figures. Default: with

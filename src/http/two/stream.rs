@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
@@ -252,6 +252,10 @@ fn complete<B: Body>(headers: &mut HeaderMap, body: &B) {
     if !headers.contains_key(header::DATE) {
         headers.insert(header::DATE, date());
     }
+    // It never comes again, so it takes no place in the connection's table (RFC 7541 §6.2.3).
+    if let Some(id) = headers.get_mut(REQUEST_ID) {
+        id.set_sensitive(true);
+    }
     if !body.is_end_stream()
         && !headers.contains_key(header::CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
@@ -278,5 +282,6 @@ thread_local! {
     static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
 }
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Bytes of an answer that are handed to h2 at once.
 const PIECE: usize = 16 * 1024;

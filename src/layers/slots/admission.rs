@@ -96,6 +96,12 @@ impl<T> Admission<T> {
         self.note_back(back, now);
     }
 
+    /// Whether Puma's control server is gone.
+    pub fn note_control(&mut self, gone: bool, now: Instant) {
+        let back = self.workers.note_control(gone, now);
+        self.note_back(back, now);
+    }
+
     /// A thread at once, or none.
     pub fn take(&mut self, ask: &Ask, now: Instant) -> Option<u32> {
         self.company.note(ask.client, now);
@@ -169,8 +175,10 @@ impl<T> Admission<T> {
     }
 
     /// Gives a thread back. `service` is how long it was busy, where that says something about the next request.
-    pub fn release(&mut self, worker: u32, ask: &Ask, stuck: bool, service: Option<Duration>) {
+    pub fn release(&mut self, worker: u32, ask: &Ask, stuck: bool, service: Option<Duration>, now: Instant) {
         self.workers.release(worker, stuck);
+        let back = self.workers.note_answer(now);
+        self.note_back(back, now);
         if let Some(busy) = self.by_class.get_mut(ask.class) {
             *busy = busy.saturating_sub(1);
         }
@@ -185,7 +193,7 @@ impl<T> Admission<T> {
         }
         self.crowd.end(ask.client);
         self.forget(ask.client);
-        self.pressure.measured(service);
+        self.pressure.measured(service.filter(|_| !self.workers.is_away()), now);
     }
 
     /// The request turned out to be an event stream (or is none any more).
@@ -207,6 +215,9 @@ impl<T> Admission<T> {
     pub fn next(&mut self, now: Instant) -> Option<(T, Ask, u32)> {
         if !self.company.is_there(now) {
             self.unpark_clients();
+        }
+        if self.pressure.is_short(&self.policy, self.workers.capacity(), self.waiting.len()) {
+            self.pressure.end();
         }
         let newest_first = self.pressure.newest_first(&self.policy, now);
         for class in 0..self.ready.len() {

@@ -9,12 +9,15 @@ use super::terms::Policy;
 pub(super) struct Pressure {
     service: Option<Duration>,
     standing_since: Option<Instant>,
+    back_since: Option<Instant>,
 }
 
 impl Pressure {
-    /// A thread was busy for that long, where that says something about the next request.
-    pub(super) fn measured(&mut self, service: Option<Duration>) {
-        let Some(measured) = service else { return };
+    /// A thread was busy for that long until `now`, where that says something about the next request: a request that Puma
+    /// had before it came back has waited for the start of the application.
+    pub(super) fn measured(&mut self, service: Option<Duration>, now: Instant) {
+        let is_new = |busy: &Duration| self.back_since.is_none_or(|back| now.saturating_duration_since(back) >= *busy);
+        let Some(measured) = service.filter(is_new) else { return };
         self.service = Some(self.service.map_or(measured, |mean| (mean * (SMOOTHING - 1) + measured) / SMOOTHING));
     }
 
@@ -28,17 +31,18 @@ impl Pressure {
         self.standing_since.get_or_insert(now);
     }
 
-    /// Whoever waits has waited for something else until now.
+    /// Puma is back: whoever waits has waited for something else until now.
     pub(super) fn begin_again(&mut self, now: Instant) {
+        self.back_since = Some(now);
         self.standing_since = self.standing_since.map(|_| now);
     }
 
-    /// Nobody waits.
+    /// Nobody waits, or only a few.
     pub(super) fn end(&mut self) {
         self.standing_since = None;
     }
 
-    /// The queue has not been empty for a while: arrivals exceed what Puma can do, and the newest are served first.
+    /// The queue has not been short for a while: arrivals exceed what Puma can do, and the newest are served first.
     pub(super) fn newest_first(&self, policy: &Policy, now: Instant) -> bool {
         let stands = |since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER;
         policy.newest_first && self.standing_since.is_some_and(stands)
@@ -56,10 +60,20 @@ impl Pressure {
         } else {
             policy.deadline
         };
+        self.within(horizon, capacity).min(policy.max)
+    }
+
+    /// So few wait that all are served soon, in whatever order: Puma keeps up, even if somebody always waits. Newest first
+    /// would then let the oldest starve for nothing.
+    pub(super) fn is_short(&self, policy: &Policy, capacity: usize, waiting: usize) -> bool {
+        waiting <= self.within(policy.deadline / STANDING_PART, capacity).div_ceil(2)
+    }
+
+    /// How many can be served in that time.
+    fn within(&self, horizon: Duration, capacity: usize) -> usize {
         let service = self.service.unwrap_or(ASSUMED_SERVICE).max(SHORTEST_SERVICE);
         let rounds = horizon.as_micros().checked_div(service.as_micros()).unwrap_or(0);
-        let in_time = capacity.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX)).max(capacity);
-        in_time.min(policy.max)
+        capacity.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX)).max(capacity)
     }
 
     /// How long it takes until all who wait are served.
@@ -75,7 +89,7 @@ const SMOOTHING: u32 = 16;
 /// Before anything was measured.
 const ASSUMED_SERVICE: Duration = Duration::from_millis(100);
 const SHORTEST_SERVICE: Duration = Duration::from_micros(100);
-/// The queue stands when it has not been empty for this part of the deadline ...
+/// The queue stands when it has not been short for this part of the deadline ...
 const STANDING_AFTER: u32 = 5;
 /// ... and is then kept this much shorter: behind newest-first the rest only grows stale.
 const STANDING_PART: u32 = 10;

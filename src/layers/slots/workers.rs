@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 pub(super) struct Workers {
     list: Vec<Worker>,
     rotation: usize,
+    /// When a thread was given back last.
+    freed: Instant,
+    /// Puma starts anew behind sockets that stay open.
+    silent: bool,
     away_since: Option<Instant>,
     away_before: Duration,
 }
@@ -27,7 +31,7 @@ struct Worker {
 impl Workers {
     /// None yet: Puma is away.
     pub(super) fn new(now: Instant) -> Self {
-        Workers { list: Vec::new(), rotation: 0, away_since: Some(now), away_before: Duration::ZERO }
+        Workers { list: Vec::new(), rotation: 0, freed: now, silent: false, away_since: Some(now), away_before: Duration::ZERO }
     }
 
     /// The threads of each; true where Puma is back by that.
@@ -53,6 +57,21 @@ impl Workers {
             }
             worker.down = down;
         }
+        self.note_away(now)
+    }
+
+    /// Whether the control server is gone; true where Puma is back by that. In a hot restart Puma's sockets stay open and
+    /// nobody answers, which looks like a wedged application, but for that.
+    pub(super) fn note_control(&mut self, gone: bool, now: Instant) -> bool {
+        let busy = !self.list.iter().any(Worker::has_free);
+        self.silent = gone && busy && now.saturating_duration_since(self.freed) >= QUIET;
+        self.note_away(now)
+    }
+
+    /// Puma has ended an answer; true where it is back by that.
+    pub(super) fn note_answer(&mut self, now: Instant) -> bool {
+        self.freed = now;
+        self.silent = false;
         self.note_away(now)
     }
 
@@ -140,7 +159,7 @@ impl Workers {
     }
 
     fn note_away(&mut self, now: Instant) -> bool {
-        let away = !self.list.iter().any(|w| !w.down && w.limit > 0);
+        let away = self.silent || !self.list.iter().any(|w| !w.down && w.limit > 0);
         match (away, self.away_since) {
             (true, None) => self.away_since = Some(now),
             (false, Some(since)) => {
@@ -167,5 +186,7 @@ impl Worker {
     }
 }
 
+/// Nobody may have answered for so long in a Puma whose control server is gone, until it counts as away.
+const QUIET: Duration = Duration::from_secs(1);
 /// So long a worker that has come back counts as smaller than it is.
 const SLOW_START: Duration = Duration::from_secs(10);

@@ -33,7 +33,8 @@ impl Case {
         let now = Instant::now();
         let mut core = Admission::new(policy, now);
         core.set_workers(limits, now);
-        Case { core, now }
+        // Long after Puma has come: what was measured is true.
+        Case { core, now: now + SECOND * 60 }
     }
 
     fn take(&mut self, ask: Ask) -> Option<u32> {
@@ -46,7 +47,7 @@ impl Case {
     }
 
     fn release(&mut self, worker: u32, ask: Ask, service: u64) {
-        self.core.release(worker, &ask, false, Some(Duration::from_millis(service)));
+        self.core.release(worker, &ask, false, Some(Duration::from_millis(service)), self.now);
     }
 
     /// The tickets that get a thread now, in order.
@@ -123,19 +124,45 @@ fn the_queue_is_served_in_order_by_urgency_first() {
 
 #[test]
 fn a_standing_queue_is_served_newest_first_and_a_fifo_never() {
-    for (newest_first, expected) in [(true, [2, 1, 0]), (false, [0, 1, 2])] {
+    for (newest_first, expected) in [(true, [29, 28, 27]), (false, [0, 1, 2])] {
         let mut case = Case::new(Policy { newest_first, ..policy() }, &[1]);
         case.take(ask(1)).unwrap();
-        for ticket in 0..3 {
+        for ticket in 0..30 {
             case.enqueue(ask(1), ticket).unwrap();
         }
         case.now += SECOND * 2;
         let mut order = Vec::new();
         for _ in 0..3 {
-            case.release(0, ask(1), 10);
+            case.release(0, ask(1), 100);
             order.extend(case.next());
         }
         assert_eq!(order, expected);
+    }
+}
+
+#[test]
+fn nobody_starves_in_a_queue_that_is_never_empty_and_never_long() {
+    // Sixteen clients that ask again as soon as they are answered, four threads: each waits for 150 ms.
+    let mut case = Case::new(policy(), &[4]);
+    let mut at = std::collections::HashMap::new();
+    let mut busy: Vec<_> = (0..4).map(|_| case.take(ask(1)).unwrap()).collect();
+    for ticket in 0..12 {
+        case.enqueue(ask(1), ticket).unwrap();
+        at.insert(ticket, case.now);
+    }
+    for round in 1..200u32 {
+        case.now += Duration::from_millis(50);
+        for (n, worker) in std::mem::take(&mut busy).into_iter().enumerate() {
+            case.release(worker, ask(1), 50);
+            busy.push(worker);
+            let served = case.next();
+            assert_eq!(served.len(), 1);
+            let waited = case.now - at[&served[0]];
+            assert!(waited <= Duration::from_millis(200), "waited {waited:?}");
+            let ticket = round * 100 + u32::try_from(n).unwrap();
+            case.enqueue(ask(1), ticket).unwrap();
+            at.insert(ticket, case.now);
+        }
     }
 }
 
@@ -265,6 +292,42 @@ fn a_share_grows_with_the_worker_that_comes_back() {
 }
 
 #[test]
+fn a_hot_restart_is_waited_out_and_its_length_is_no_service_time() {
+    let mut case = Case::new(policy(), &[1]);
+    case.take(ask(1)).unwrap();
+    case.release(0, ask(1), 10);
+    case.take(ask(1)).unwrap();
+    let place = case.enqueue(ask(2), 7).unwrap();
+    for _ in 0..8 {
+        case.now += SECOND;
+        case.core.note_control(true, case.now);
+    }
+    assert!(matches!(case.core.patience(place, case.now), Some(Patience::Wait(_))), "the queue's deadline stands still");
+    case.release(0, ask(1), 8000);
+    assert_eq!(case.next(), [7]);
+    assert_eq!(case.core.figures().service, Some(Duration::from_millis(10)));
+    assert!(!case.core.figures().away);
+}
+
+#[test]
+fn a_puma_that_answers_is_not_away_whatever_its_control_server_does() {
+    let mut case = Case::new(policy(), &[1]);
+    case.take(ask(1)).unwrap();
+    let place = case.enqueue(ask(2), 7).unwrap();
+    for _ in 0..8 {
+        case.now += SECOND;
+        case.release(0, ask(1), 10);
+        case.take(ask(1)).unwrap();
+        case.core.note_control(true, case.now);
+    }
+    assert_eq!(case.core.patience(place, case.now), Some(Patience::Late));
+    // A wedged one whose control server answers neither.
+    case.now += SECOND * 5;
+    case.core.note_control(false, case.now);
+    assert!(!case.core.figures().away);
+}
+
+#[test]
 fn parked_requests_of_a_client_do_not_wait_for_one_that_left() {
     let mut case = Case::new(Policy { client_share: 0.2, ..policy() }, &[3]);
     for n in [2, 1, 3] {
@@ -273,7 +336,7 @@ fn parked_requests_of_a_client_do_not_wait_for_one_that_left() {
     let first = case.enqueue(ask(1), 0).unwrap();
     case.enqueue(ask(1), 1).unwrap();
     // Its own thread ends and the first moves up, but another client takes that thread.
-    case.core.release(0, &ask(1), false, None);
+    case.core.release(0, &ask(1), false, None, case.now);
     assert_eq!(case.take(ask(4)), Some(0));
     case.core.leave(first);
     case.release(0, ask(4), 10);
@@ -323,7 +386,7 @@ fn stuck_threads_shrink_the_capacity_and_the_queue() {
         case.enqueue(ask(1), ticket).unwrap();
     }
     assert!(case.enqueue(ask(1), 10).is_err());
-    case.core.release(0, &ask(1), true, None);
+    case.core.release(0, &ask(1), true, None, case.now);
     assert_eq!(case.core.figures().stuck, 2);
     assert_eq!(case.next(), [0]);
     for _ in 0..2 {
@@ -385,7 +448,7 @@ fn ten_times_overload_keeps_every_thread_busy_and_admits_no_more_than_can_be_ser
                 busy.pop_front();
                 served += 1;
                 let now = case.now;
-                case.core.release(worker, &ask(1), false, Some(service));
+                case.core.release(worker, &ask(1), false, Some(service), case.now);
                 while let Some((ticket, _, worker)) = case.core.next(now) {
                     longest = longest.max(now - waits.remove(&ticket).unwrap().0);
                     busy.push_back((end + service, worker));
@@ -438,7 +501,7 @@ fn no_order_of_events_loses_a_thread() {
                 },
                 3 if !held.is_empty() => {
                     let (worker, ask) = held.swap_remove(fastrand::usize(..held.len()));
-                    case.core.release(worker, &ask, false, None);
+                    case.core.release(worker, &ask, false, None, case.now);
                 }
                 4 if !places.is_empty() => {
                     let place = places.swap_remove(fastrand::usize(..places.len()));
@@ -459,7 +522,7 @@ fn no_order_of_events_loses_a_thread() {
         for _ in 0..1000 {
             held.extend(std::iter::from_fn(|| case.core.next(case.now)).map(|(_, ask, worker)| (worker, ask)));
             let Some((worker, ask)) = held.pop() else { break };
-            case.core.release(worker, &ask, false, None);
+            case.core.release(worker, &ask, false, None, case.now);
         }
         let figures = case.core.figures();
         assert_eq!((figures.waiting, figures.in_flight, figures.streams), (0, 0, 0));

@@ -559,9 +559,9 @@ fn in_a_standing_queue_a_network_without_threads_comes_before_one_that_has_them(
         case.enqueue(flood(n), n.into()).unwrap();
     }
     case.now += SECOND * 2;
-    case.release(0, flood(0), 10);
+    case.release(0, flood(0), 200);
     assert_eq!(case.next(), [7]);
-    case.release(0, ask(7), 10);
+    case.release(0, ask(7), 200);
     assert_eq!(case.next(), [29], "among equals the newest");
 }
 

@@ -99,21 +99,26 @@ impl Crowd {
         found.map(|(_, place)| place)
     }
 
-    /// The waiting request that has to give way to a newcomer: the newest of those who have most, where they have at least two
-    /// more than the newcomer, so that two never drive each other out in turn.
+    /// The waiting request that has to give way to a newcomer: the newest of those who have most, where they have far more than the
+    /// newcomer. Who is driven out has waited for nothing, so equals must not do that to each other in turn.
     pub(super) fn excess(&self, newcomer: ClientKey) -> Option<usize> {
         let own = newcomer.network();
         let mine = self.networks.get(&own).map_or(0, |network| network.waiting.len());
         let (most, largest) = self.by_waiting.last()?;
-        let is_foreign = *most > mine.saturating_add(1);
+        let is_foreign = has_far_more(*most, mine);
         let network = self.networks.get(if is_foreign { largest } else { &own })?;
         let (most, client) = network.by_waiting.last()?;
         let mine = network.clients.get(&newcomer).map_or(0, BTreeSet::len);
-        if !is_foreign && *most <= mine.saturating_add(1) {
+        if !is_foreign && !has_far_more(*most, mine) {
             return None;
         }
         network.clients.get(client)?.last().map(|(_, index)| *index)
     }
+}
+
+/// Two against none, and else more than four times as much.
+fn has_far_more(theirs: usize, mine: usize) -> bool {
+    theirs > if mine == 0 { 1 } else { mine.saturating_add(1).saturating_mul(4) }
 }
 
 fn rank(ranks: &mut BTreeSet<(usize, ClientKey)>, who: ClientKey, before: usize, after: usize) {
@@ -141,7 +146,7 @@ mod tests {
             crowd.join(who, index as u64, index);
         }
         assert_eq!(crowd.excess(client(3, 1)), Some(2));
-        assert_eq!(crowd.excess(client(2, 9)), None, "a difference of one is none");
+        assert_eq!(crowd.excess(client(2, 9)), None, "as many, or a few more, do not give way");
         crowd.leave(client(1, 2), 2, 2);
         assert_eq!(crowd.excess(client(3, 1)), Some(4), "of equals one, and the newest of it");
     }

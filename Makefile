@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
 
-.PHONY: demo build test lint check fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
+.PHONY: demo build test lint check reference fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
 
 # A small Rack app on real Puma behind Palisade, on loopback only; ends with Ctrl-C.
 demo: build
@@ -26,6 +26,10 @@ test:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Writes proxy.toml and docs/configuration.md anew from the source.
+reference:
+	PALISADE_WRITE=1 $(CARGO) test --locked --lib the_reference_is_current
 
 # Licences, banned crates, sources.
 check:

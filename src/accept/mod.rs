@@ -194,9 +194,10 @@ where
         tokio::spawn(handler(Stream::new(transport, manner.protocol, manner.http2), client, permit));
     } else {
         let (gate, handler) = (Arc::clone(gate), handler.clone());
+        // Boxed out here: what a block takes in stays in it as long as the connection lives.
+        let greeting = Box::pin(async move { greet::greet(&gate, manner, transport, client, permit).await });
         tokio::spawn(async move {
-            let greeted = Box::pin(async move { greet::greet(&gate, manner, transport, client, permit).await }).await;
-            if let Some((stream, client, permit)) = greeted {
+            if let Some((stream, client, permit)) = greeting.await {
                 handler(stream, client, permit).await;
             }
         });

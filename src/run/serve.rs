@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::{FutureExt, future::Either};
 use tokio::sync::watch;
 
 use super::assembly::Stack;
@@ -20,16 +21,13 @@ where
     let sweep = Arc::clone(&gate.sweep);
     let handler = move |stream: Stream, client: Client, permit: Permit| {
         let sites = Arc::clone(&sites);
-        // Outside of the future, which would keep the room for them as long as the connection lives.
         let (client, beat) = (Arc::new(client), sweep.enrol(u64::MAX));
-        async move {
-            if client.alpn == "h2" {
-                Box::pin(two::serve(sites, stream, client, beat)).await;
-            } else {
-                one::serve(sites, stream, client, beat).await;
-            }
-            drop(permit);
-        }
+        // No block of its own around it, which would keep the room for all of this as long as the connection lives.
+        let serving = match client.alpn {
+            "h2" => Either::Left(Box::pin(two::serve(sites, stream, client, beat))),
+            _ => Either::Right(one::serve(sites, stream, client, beat)),
+        };
+        serving.map(move |()| drop(permit))
     };
     if let Err(problem) = accept::serve(bound, gate, handler, closing).await {
         event(Level::Error, "a listener does not serve", &[("problem", &problem)]);

@@ -43,8 +43,9 @@ use crate::{
     refusal::Refusal,
 };
 
-/// Serves one connection until it ends.
-pub async fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat)
+/// Serves one connection until it ends. Every idle connection holds the room of this future: what comes in is kept in one place,
+/// which an `async fn` would keep in two, and what comes after the wait is boxed.
+pub fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat) -> impl Future<Output = ()>
 where
     S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone,
     B: Relay,
@@ -52,21 +53,22 @@ where
     let mut wire = Wire::new(stream, beat);
     let site = sites.current();
     let mut connection = Connection { stack: site.stack(), sites, site, client, born: wire.beat.now(), served: 0 };
-    std::future::poll_fn(|cx| {
-        wire.beat.wake_by(cx.waker());
-        Poll::Ready(())
-    })
-    .await;
-    loop {
-        if connection.next_bytes(&mut wire).await.is_err() {
-            return wire.close().await;
-        }
-        match Box::pin(connection.exchange(wire)).await {
-            Next::Request(kept) => wire = kept,
-            Next::Linger(wire) => return wire.linger().await,
-            // Boxed, as every idle connection would hold the room for it.
-            Next::Tunnel(wire, far) => return Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
-            Next::Nothing => return,
+    async move {
+        std::future::poll_fn(|cx| {
+            wire.beat.wake_by(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        loop {
+            if connection.next_bytes(&mut wire).await.is_err() {
+                return Box::pin(wire.close()).await;
+            }
+            match Box::pin(connection.exchange(wire)).await {
+                Next::Request(kept) => wire = kept,
+                Next::Linger(wire) => return Box::pin(wire.linger()).await,
+                Next::Tunnel(wire, far) => return Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
+                Next::Nothing => return,
+            }
         }
     }
 }

@@ -37,7 +37,9 @@ WORKLOADS = {
     "post16k": dict(path="/0", h1=True, tls=False, body=16384),
     "get64k": dict(path="/65536", h1=True, tls=False),
 }
-ALLOCATING = re.compile(r"^_rjem_(malloc|calloc|mallocx|realloc|rallocx|aligned_alloc|posix_memalign)$")
+# jemalloc is the process's own malloc, under the names of C.
+ALLOCATING = re.compile(r"^(malloc|calloc|mallocx|realloc|rallocx|aligned_alloc|posix_memalign)$")
+GIVING = re.compile(r"^(free|s?dallocx|_rjem_.*)$")
 
 
 def main():
@@ -141,7 +143,7 @@ def part(function):
     ours = re.search(r"palisade::(\w+)(::\w+)?", function)
     if ours:
         return ours[0]
-    if function.startswith(("_rjem_", "je_", "tcache", "arena", "sdallocx")) or "jemalloc" in function:
+    if ALLOCATING.match(function) or GIVING.match(function) or function.startswith(("je_", "tcache", "arena")) or "jemalloc" in function:
         return "jemalloc"
     return crate[1] if crate else "C and system"
 

@@ -287,15 +287,18 @@ impl Load {
         Load { clients: clients.collect(), stop, count }
     }
 
-    /// Every request was answered with 200, and the application saw each exactly once; how many, and the longest wait.
-    fn end(self, puma: &Puma) -> (usize, Duration) {
+    /// Every request was answered with 200, and the application saw each exactly once, questions on kept connections perhaps
+    /// twice; how many, and the longest wait.
+    fn end(self, puma: &Puma, kept: bool) -> (usize, Duration) {
         self.stop.store(true, Relaxed);
         let sent: Vec<_> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        let mut seen: HashMap<String, u32> = HashMap::new();
+        let mut seen: HashMap<String, (u32, u32)> = HashMap::new();
         for request in puma.seen() {
-            *seen.entry(request.id).or_default() += 1;
+            let most = if kept && request.method == "GET" { 2 } else { 1 };
+            seen.entry(request.id).or_insert((0, most)).0 += 1;
         }
-        let wrong: Vec<_> = sent.iter().filter(|(id, status, _)| *status != Some(200) || seen.get(id) != Some(&1)).collect();
+        let was_seen = |id| seen.get(id).is_some_and(|(times, most)| times <= most);
+        let wrong: Vec<_> = sent.iter().filter(|(id, status, _)| *status != Some(200) || !was_seen(id)).collect();
         assert!(wrong.is_empty(), "of {}: {wrong:?}", sent.len());
         (sent.len(), sent.iter().map(|(.., wait)| *wait).max().unwrap_or_default())
     }
@@ -314,16 +317,16 @@ fn send(address: SocketAddr, method: &str, id: &str) -> Option<u16> {
 }
 
 /// `RESTARTS` rounds of each kind, 1 by default; `RESTART_KIND` names one alone.
-fn restart(shape: Shape, upstream: &str) {
+fn restart(shape: Shape, reuse: &str) {
     let rounds = std::env::var("RESTARTS").map_or(1, |rounds| rounds.parse().unwrap());
+    let kept = reuse == "keepalive";
     for mut puma in Puma::each(shape) {
-        if !upstream.is_empty() && puma.process().output().contains("Puma version: 6.6.0") {
-            // It ends a worker while that works on a request that came on a kept connection: about 70 of 8,274 requests in 50
-            // phased restarts were executed and not answered. `auto` closes each connection there.
+        let old = ["5.", "6."].iter().any(|version| puma.process().output().contains(&format!("Puma version: {version}")));
+        if kept && old {
             puma.stop();
             continue;
         }
-        let settings = format!("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\n{upstream}");
+        let settings = format!("[upstream]\nslots = 4\nhold_on_refused = \"30s\"\nreuse = \"{reuse}\"\n");
         let palisade = Setup::before(puma.address()).with(&settings).start();
         let only = std::env::var("RESTART_KIND").ok();
         for kind in ["phased", "hot", "stop"].into_iter().filter(|kind| only.as_deref().is_none_or(|only| only == *kind)) {
@@ -348,7 +351,7 @@ fn restart(shape: Shape, upstream: &str) {
                 thread::sleep(Duration::from_millis(300));
             }
             within(Duration::from_secs(60), "there was load", || (load.count.load(Relaxed) > 20).then_some(()));
-            let (sent, wait) = load.end(&puma);
+            let (sent, wait) = load.end(&puma, kept);
             eprintln!("{} {kind}: {rounds} restarts, the longest {longest:?}; {sent} requests, the longest {wait:?}", puma.address());
         }
         puma.stop();
@@ -357,16 +360,15 @@ fn restart(shape: Shape, upstream: &str) {
 
 #[test]
 fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
-    restart(Shape::cluster(2, 2), "");
+    restart(Shape::cluster(2, 2), "close");
 }
 
-/// Puma closes kept-alive connections when it restarts, perhaps just when a request comes. Under load Puma now and then executes one
-/// and closes without an answer: nobody can mend that from outside, so this is a measurement, run by hand (docs/deploying.md).
+/// Up to Puma 6.6 a worker that ends fails requests on kept connections, so `auto` keeps none there; from 7 on it keeps those
+/// of questions (docs/deploying.md). Uploads are as safe as ever.
 #[test]
-#[ignore = "Puma itself leaves about one request in thousands unanswered on kept connections"]
-fn every_puma_gets_each_request_once_over_restarts_on_kept_connections() {
+fn every_puma_from_7_on_answers_each_request_over_restarts_on_kept_connections() {
     for tcp in [false, true] {
-        restart(Shape { tcp, ..Shape::cluster(2, 2) }, "reuse = \"keepalive\"\n");
+        restart(Shape { tcp, ..Shape::cluster(2, 2) }, "keepalive");
     }
 }
 

@@ -5,12 +5,13 @@ Real Puma with 2 workers of 2 threads; a request takes it 20 ms, so it can serve
 with as many clients as threads measures what it really serves: the capacity. Then requests come in an open loop, at ten
 times that rate, for a minute, each on a connection of its own, from many addresses, and none waits for another's answer.
 
-    benches/overload.py PALISADE [--puma COMMAND] [--seconds 60] [--times 10] [--deadline 1] [--also nginx] [--also haproxy]
+    benches/overload.py PALISADE [--puma COMMAND] [--seconds 60] [--times 10] [--deadline 1] [--by-network] [--also nginx] [--also haproxy]
 
 Prints and judges: goodput (answers 200 within the deadline and a second) against the capacity, at least 95 %; p99 of what
 was answered 200, at most the deadline and the p99 of a Puma with as many clients as threads; p99 of the refusals, at most
 5 ms, the delays of this generator included. `--also` puts another proxy that is installed in Palisade's place, with its
-usual settings, for comparison. Run it alone on the machine.
+usual settings, for comparison. The clients are of 250 networks in turn; with `--by-network` 250 of one come after 250 of
+another, each time as newcomers in a full queue, for whom others give way that have waited already. Run it alone on the machine.
 Loopback only; ends what it starts.
 """
 
@@ -99,11 +100,16 @@ backend b
 """
 
 
-def ask(port, source):
+def address(source, one_after_another):
+    """One for each of many clients: a client alone would be held to its share."""
+    low, high = 1 + source % 250, 1 + source // 250 % 250
+    return f"127.0.{high}.{low}" if one_after_another else f"127.0.{low}.{high}"
+
+
+def ask(port, client):
     sock = socket.socket()
     sock.setblocking(False)
-    # One address for each of many clients: a client alone would be held to its share.
-    sock.bind((f"127.0.{1 + source // 250 % 250}.{1 + source % 250}", 0))
+    sock.bind((client, 0))
     sock.connect_ex(("127.0.0.1", port))
     return sock
 
@@ -140,7 +146,7 @@ def p99(times):
     return sorted(times)[int(len(times) * 0.99)] if times else float("nan")
 
 
-def open_loop(port, rate, seconds, patience, results):
+def open_loop(port, rate, seconds, patience, one_after_another, results):
     """Sends `rate` requests a second whatever becomes of them; the status (0: none) and the seconds of each."""
     chosen = selectors.DefaultSelector()
     done, pending = [], {}
@@ -149,7 +155,7 @@ def open_loop(port, rate, seconds, patience, results):
     while sent < total or pending:
         now = time.perf_counter()
         while sent < total and begin + sent / rate <= now:
-            sock = ask(port, sent)
+            sock = ask(port, address(sent, one_after_another))
             pending[sock] = [now, b"", False]  # since when, what has come, whether it was asked
             chosen.register(sock, selectors.EVENT_WRITE)
             sent += 1
@@ -252,7 +258,7 @@ def bench(name, arguments):
         capacity, service = closed(port, 5)
         rate = capacity * arguments.times
         results = multiprocessing.Queue()
-        generator = multiprocessing.Process(target=open_loop, args=(port, rate, arguments.seconds, arguments.deadline + 5, results))
+        generator = multiprocessing.Process(target=open_loop, args=(port, rate, arguments.seconds, arguments.deadline + 5, arguments.by_network, results))
         generator.start()
         done, took = results.get(timeout=arguments.seconds + 120)
         generator.join()
@@ -282,6 +288,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--times", type=float, default=10)
     parser.add_argument("--deadline", type=int, default=1)
+    parser.add_argument("--by-network", action="store_true")
     parser.add_argument("--also", action="append", choices=["nginx", "haproxy"], default=[])
     arguments = parser.parse_args()
     share, admitted, limit, refusal = bench("palisade", arguments)

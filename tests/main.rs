@@ -1,7 +1,7 @@
 //! End-to-end tests: the built binary between real sockets, in front of a real Puma or a byte-exact recorder.
 //!
 //! By threat: [`exhaustion`], [`overload`], [`slowloris`], [`smuggling`], [`exposure`]. By user: [`rails`] (what an application and its
-//! browsers rely on), [`puma`] (threads, queue, restarts), [`drain`], [`exec`] and [`config`] (operators), [`conformance`] (the
+//! browsers rely on), [`puma`] (threads, queue) and [`restarts`], [`drain`], [`exec`] and [`config`] (operators), [`conformance`] (the
 //! corpus), [`docs`] (nothing refuses without an explanation). [`harness`] starts and stops all of it.
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +29,7 @@ mod overload;
 mod properties;
 mod puma;
 mod rails;
+mod restarts;
 mod rules;
 mod sandbox;
 mod secrets;

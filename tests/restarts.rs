@@ -127,8 +127,7 @@ fn every_puma_gets_each_request_once_over_restarts_of_every_kind() {
     restart(Shape::cluster(2, 2), "close");
 }
 
-/// Up to Puma 6.6 a worker that ends fails requests on kept connections, so `auto` keeps none there; from 7 on it keeps those
-/// of questions (docs/deploying.md). Uploads are as safe as ever.
+/// Up to Puma 6.6 a worker that ends fails requests on kept connections, so `auto` keeps none there (docs/deploying.md).
 #[test]
 fn every_puma_from_7_on_answers_each_request_over_restarts_on_kept_connections() {
     for tcp in [false, true] {

@@ -17,6 +17,9 @@ use crate::{
     refusal::Refusal,
 };
 
+/// Most bytes of an answer that come from Puma at once: whoever takes them has room for so many.
+pub const LARGEST_PIECE: usize = 64 * 1024;
+
 /// A request body on its way in.
 #[derive(Debug)]
 pub enum Received {

@@ -24,7 +24,7 @@ use super::{
     spill::{Config, Store},
     standing::Enrolled,
 };
-use crate::{accept::client::ClientKey, refusal::Refusal};
+use crate::{accept::client::ClientKey, http::body::LARGEST_PIECE, refusal::Refusal};
 
 /// What has come from Puma and not yet gone to the client.
 #[derive(Debug)]
@@ -155,19 +155,19 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         loop {
             let memory = &self.place.store.memory;
             let has_stalled = has_passed || memory.is_crowded();
-            let most = if memory.is_tight() { FRAME } else { self.place.most };
+            let most = if memory.is_tight() { LARGEST_PIECE } else { self.place.most };
             let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
             if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
             }
             // The steps of what is on its way have to find room beside what waits.
-            let waits = most.saturating_sub(FRAME.saturating_mul(4)).max(IN_MEMORY);
+            let waits = most.saturating_sub(LARGEST_PIECE.saturating_mul(4)).max(IN_MEMORY);
             if self.backlog.is_none() && self.queued >= waits {
                 self.backlog = Some(self.new_backlog());
             }
             // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
-            let wanted = self.in_memory(unsent).saturating_add(FRAME);
-            let fits = wanted <= most.max(IN_MEMORY.saturating_add(FRAME));
+            let wanted = self.in_memory(unsent).saturating_add(LARGEST_PIECE);
+            let fits = wanted <= most.max(IN_MEMORY.saturating_add(LARGEST_PIECE));
             let has_room = fits && self.held.resize(wanted);
             let read = match &mut self.inner {
                 Some(inner) if has_room => Pin::new(inner).poll_frame(cx),
@@ -207,7 +207,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     /// Puma waits for want of room: the slowest clients go, and here it looks again a little later.
     fn ask_for_room(&mut self, cx: &mut Context<'_>, refused: u64) {
         let (store, client) = (&self.place.store, self.place.client);
-        let is_spent = store.memory.is_spent(FRAME as u64) || store.disk.is_spent(refused);
+        let is_spent = store.memory.is_spent(LARGEST_PIECE as u64) || store.disk.is_spent(refused);
         store.standing.give_way((!is_spent).then_some(client));
         let again = tokio::time::Instant::now() + RETRY;
         let retry = self.retry.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(again)));
@@ -337,8 +337,6 @@ const IN_MEMORY: usize = 64 * 1024;
 /// Bytes that are read back from the file at once: for a client that has just stood still, and for one that keeps up.
 const STEP_LEAST: usize = 4 * 1024;
 const STEP_MOST: usize = 64 * 1024;
-/// Bytes that may come from Puma at once.
-const FRAME: usize = 64 * 1024;
 /// Bytes in memory for which a write to the file does not pay.
 const WORTHLESS: usize = 1024;
 /// How long a client may be at a piece before the piece is taken back.

@@ -19,7 +19,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::{
     guard::{self, answer::AnswerFraming, chunked::Chunked},
-    http::arrival::{Moment, Notes},
+    http::{
+        arrival::{Moment, Notes},
+        body::LARGEST_PIECE,
+    },
     refusal::Refusal,
     upstream::{connect::Stream, sweep::Watch, turn::Turn},
 };
@@ -181,7 +184,7 @@ impl Streaming {
             let Ok(stream) = self.turn.stream() else { return Poll::Ready(Err(Refusal::UpstreamReset)) };
             let read = match self.framing {
                 Framing::Length(left) => {
-                    let most = left.min(PIECE as u64).saturating_sub(self.buffer.len() as u64);
+                    let most = left.min(LARGEST_PIECE as u64).saturating_sub(self.buffer.len() as u64);
                     poll_read_up_to(stream, cx, &mut self.buffer, most)
                 }
                 Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer),
@@ -213,7 +216,7 @@ impl Streaming {
     /// A long body is passed on in pieces as large as what is there, so that its client is woken seldom.
     fn has_more_to_gather(&self) -> bool {
         match self.framing {
-            Framing::Length(left) => (self.buffer.len() as u64) < left.min(PIECE as u64),
+            Framing::Length(left) => (self.buffer.len() as u64) < left.min(LARGEST_PIECE as u64),
             Framing::Chunked(_) | Framing::UntilClose => false,
         }
     }
@@ -299,5 +302,3 @@ thread_local! {
 
 /// Large enough for nearly every head with its body.
 const SCRATCH_SIZE: usize = 32 * 1024;
-/// The largest piece of a body that is passed on at once.
-const PIECE: usize = 128 * 1024;

@@ -92,10 +92,11 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
     // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
     others_first().await;
     let mut give_up = None;
-    // Puma may be closing a used one, and has been seen to execute a request on such a connection without an answer.
-    let repeatable = usual && purpose.idempotent;
-    let keep = if repeatable { puma.keep() } else { Keep::No };
-    let mut wish = if repeatable { Wish::Used } else { Wish::Fresh };
+    let mut wish = match (usual, purpose.idempotent) {
+        (true, true) => Wish::Used,
+        (true, false) => Wish::Certain,
+        (false, _) => Wish::Fresh,
+    };
     for attempt in 0..MOST_ATTEMPTS {
         if attempt > 1 {
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -105,6 +106,9 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
         if let Some(notes) = &purpose.notes {
             notes.sent_to(socket.index);
         }
+        // A connection that was opened for this one request would only be one more in the pool.
+        let certain = purpose.idempotent || socket.address.reset_means_unread();
+        let keep = if certain { puma.keep() } else { Keep::No };
         let mut turn = Turn::new(&puma, socket, connection, slot);
         match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {
             Ok(head) => return answer(&puma, turn, head, keep, purpose, parts.headers),

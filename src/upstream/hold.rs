@@ -16,6 +16,7 @@ use crate::{
     refusal::Refusal,
     upstream::{
         Inner,
+        connect::Address,
         dispatch::Socket,
         health,
         pool::{Connection, Keep},
@@ -62,7 +63,7 @@ pub(super) async fn connection(
     loop {
         let socket = puma.sockets.get(slot.worker());
         if let Some(socket) = socket.as_ref().filter(|s| s.gate.is_open()) {
-            if wish == Wish::Used
+            if wish.allows_used(&socket.address)
                 && let Some(connection) = socket.pool.take(puma.keep(), now)
             {
                 return Ok((Arc::clone(socket), connection));
@@ -91,12 +92,24 @@ pub(super) async fn connection(
 }
 
 /// Which connections will do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Wish {
     /// A used one as well.
     Used,
+    /// A used one only where it shows that a request was not read: this one must not be sent twice.
+    Certain,
     /// Only a new one.
     Fresh,
+}
+
+impl Wish {
+    fn allows_used(self, address: &Address) -> bool {
+        match self {
+            Wish::Used => true,
+            Wish::Certain => address.reset_means_unread(),
+            Wish::Fresh => false,
+        }
+    }
 }
 
 /// A socket that cannot be reached gets no more requests until its prober has been accepted.

@@ -21,7 +21,7 @@ pub enum Reuse {
     Auto,
     /// Never: each request says `Connection: close`.
     Close,
-    /// Always, but for requests that are not idempotent.
+    /// Always.
     Keepalive,
 }
 

@@ -187,7 +187,7 @@ impl Streaming {
                     let most = left.min(LARGEST_PIECE as u64).saturating_sub(self.buffer.len() as u64);
                     poll_read_up_to(stream, cx, &mut self.buffer, most)
                 }
-                Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer),
+                Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer, SCRATCH_SIZE),
             };
             match read {
                 // What is here is not kept waiting; an end that came too early shows itself again.
@@ -261,10 +261,15 @@ impl Streaming {
     }
 }
 
+/// Reads the head of an answer, and the body with it where that is short: the rest of a long one is better read to where it stays.
+pub(super) fn poll_read_head(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+    poll_read(stream, cx, into, WITH_HEAD)
+}
+
 /// Reads what is there by way of this thread's scratch buffer, so that a connection that waits holds none.
-pub(super) fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut, most: usize) -> Poll<io::Result<usize>> {
     SCRATCH.with_borrow_mut(|scratch| {
-        let mut read = ReadBuf::new(scratch);
+        let mut read = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
         match into.is_empty() {
             true => *into = BytesMut::from(read.filled()),
@@ -279,7 +284,7 @@ fn poll_read_up_to(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMu
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     if most <= SCRATCH_SIZE / 4 {
         // Surplus bytes then come along and show themselves.
-        return poll_read(stream, cx, into);
+        return poll_read(stream, cx, into, SCRATCH_SIZE);
     }
     ready!(stream.poll_read_ready(cx))?;
     if !into.is_empty() {
@@ -300,5 +305,6 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());
 }
 
-/// Large enough for nearly every head with its body.
 const SCRATCH_SIZE: usize = 32 * 1024;
+/// Large enough for nearly every head, with the body of most answers that are no pages.
+const WITH_HEAD: usize = 8 * 1024;

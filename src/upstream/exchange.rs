@@ -32,7 +32,7 @@ use crate::{
     refusal::Refusal,
     upstream::{
         Inner, ResponseTimeout,
-        answer::{Answer, Framing, Streaming, poll_read},
+        answer::{Answer, Framing, Streaming, poll_read_head},
         hold::{self, Wish},
         pool::Keep,
         response,
@@ -216,14 +216,14 @@ async fn write(
                 }
                 // Puma has closed, but it may have said why.
                 Poll::Ready(Err(_)) => {
-                    return Poll::Ready(match poll_read(stream, cx, buffer) {
+                    return Poll::Ready(match poll_read_head(stream, cx, buffer) {
                         Poll::Ready(Ok(read)) if read > 0 => Ok(false),
                         Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => Err(Broken::Unread),
                     });
                 }
                 Poll::Pending => {
                     waited = true;
-                    return match poll_read(stream, cx, buffer) {
+                    return match poll_read_head(stream, cx, buffer) {
                         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Broken::Unread)),
                         Poll::Ready(Ok(_)) => Poll::Ready(Ok(false)),
                         Poll::Pending if watch.is_due(cx) => Poll::Ready(Err(Broken::Final(Refusal::UpstreamTimeout))),
@@ -261,7 +261,7 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
         let silent = buffer.is_empty() && interim == 0;
         let read = poll_fn(|cx| {
             let Ok(stream) = turn.stream() else { return Poll::Ready(Ok(Err(io::ErrorKind::NotConnected.into()))) };
-            match poll_read(stream, cx, &mut buffer) {
+            match poll_read_head(stream, cx, &mut buffer) {
                 Poll::Ready(read) => Poll::Ready(Ok(read)),
                 Poll::Pending if watch.is_due(cx) => Poll::Ready(Err(Broken::Final(Refusal::UpstreamTimeout))),
                 Poll::Pending => Poll::Pending,

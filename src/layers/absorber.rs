@@ -4,6 +4,7 @@
 //! costs next to no memory: what it was offered and what waits behind that goes to the file, too, and comes back in small
 //! pieces. When bodies hold much memory already nobody has that second. What waits in memory is in the books of the client;
 //! where they are full, the file takes it, and where that is full, the slowest [`standing`](super::standing) go, and Puma waits.
+//! It takes in one piece in each turn of the loop: thousands of slow clients then cost an honest one no more than a piece of each.
 
 use std::{
     collections::VecDeque,
@@ -188,6 +189,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                             self.queue.push_back(data);
                         }
                     }
+                    // The next piece when the other connections have had their turn: this client is slow anyway.
+                    cx.waker().wake_by_ref();
+                    return;
                 }
                 Poll::Pending => {
                     let is_over = self.inner.is_none() || !has_room || has_stalled;
@@ -400,6 +404,21 @@ mod tests {
 
     async fn next(absorber: &mut Absorber<Pieces>) -> Option<Bytes> {
         std::future::poll_fn(|cx| absorber.poll_piece(cx)).await.map(Result::unwrap)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_turn_takes_one_piece_and_asks_for_the_next_turn_itself() {
+        let (sent, _) = pieces(&[1000; 3]);
+        let (_dir, _store, mut absorber) = absorber(1 << 30, sent);
+        let mut turns = Vec::new();
+        std::future::poll_fn(|cx| {
+            absorber.poll_absorb(cx, &mut Bytes::new());
+            turns.push(absorber.queued);
+            // Nobody else wakes it: that it goes on shows that it was woken.
+            if absorber.inner.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!(turns, [1000, 2000, 3000, 3000]);
     }
 
     #[tokio::test(start_paused = true)]

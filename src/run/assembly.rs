@@ -8,16 +8,15 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::{Request, Response};
-use tokio::task::JoinHandle;
 use tower_service::Service;
 
-use super::{StartError, figures, serve};
+use super::{StartError, figures};
 use crate::{
     accept::{
         Gate,
         counters::Counters,
         limit,
-        listener::{self, Bound, Inherited, Protocol},
+        listener::{self, Protocol},
         pace::Sweep,
         tls::Terminator,
     },
@@ -25,10 +24,7 @@ use crate::{
     audit::Finding,
     config::Config,
     drain::{Drain, Phase},
-    http::{
-        Site, Sites,
-        body::{Received, Relay},
-    },
+    http::{Site, Sites, body::Received},
     layers::{
         Layers, answer, backtrace, ban, buffer, canonical, client_address, conceal, forwarded, host, in_flight, normalize, rate, record,
         redirect, relay, request_id, route, sensitive, shield, shield_body,
@@ -277,62 +273,6 @@ impl<S: Clone, R: Clone> House<S, R> {
                 Phase::Leaving | Phase::Closing => Err("draining"),
             }),
             capacity: Box::new(move || figures::capacity(&capacity)),
-        }
-    }
-}
-
-/// Sockets that are open, with nobody serving them yet.
-#[derive(Debug)]
-pub struct Listeners {
-    bound: Vec<Bound>,
-    admin: Option<admin::Listener>,
-}
-
-impl Listeners {
-    /// Binds all of them, or none.
-    pub fn bind(config: &Config, inherited: &mut Inherited) -> Result<Self, StartError> {
-        let bound = config.listeners().iter().map(|listener| Bound::bind(listener, inherited)).collect::<Result<Vec<_>, _>>();
-        let bound = bound.map_err(StartError::Bind)?;
-        let admin = admin::Listener::bind(&config.admin);
-        let admin = admin.map_err(StartError::bind("admin.listen", "choose an address that is free, or off"))?;
-        Ok(Listeners { bound, admin })
-    }
-
-    /// Serves on all of them.
-    pub fn start<S, R, B, C>(self, house: &Arc<House<S, R>>) -> Serving
-    where
-        S: Stack<B>,
-        R: Stack<C>,
-        B: Relay + Send + 'static,
-        C: Relay + Send + 'static,
-    {
-        let mut tasks = Vec::new();
-        if let Some(admin) = self.admin {
-            let admin = admin.serve(Arc::new(house.admin()));
-            tasks.push(tokio::spawn(async move {
-                let Err(error) = admin.await;
-                event(Level::Error, "the admin listener does not serve", &[("error", &error)]);
-            }));
-        }
-        for bound in self.bound {
-            let (gate, closing) = (Arc::clone(&house.gate), house.drain.closing());
-            tasks.push(match bound.config().protocol {
-                Protocol::Redirect => tokio::spawn(serve::listener(bound, gate, Arc::clone(&house.redirects), closing)),
-                Protocol::Http | Protocol::Https => tokio::spawn(serve::listener(bound, gate, Arc::clone(&house.sites), closing)),
-            });
-        }
-        Serving(tasks)
-    }
-}
-
-/// Listeners that serve, until this is dropped.
-#[derive(Debug)]
-pub struct Serving(Vec<JoinHandle<()>>);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
         }
     }
 }

@@ -6,6 +6,7 @@
 mod assembly;
 mod exposure;
 mod figures;
+mod listeners;
 mod notify;
 pub mod rehearsal;
 mod serve;
@@ -15,7 +16,10 @@ use std::{fmt, io, sync::Arc, time::Duration};
 use rustix::process::Signal as ForPuma;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::assembly::{House, Listeners, Makers, Stack};
+use self::{
+    assembly::{House, Makers, Stack},
+    listeners::Listeners,
+};
 use crate::{
     accept::{self, listener::Inherited},
     audit,

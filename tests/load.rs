@@ -170,6 +170,28 @@ fn the_cap_follows_a_puma_that_is_restarted_with_other_threads() {
     }
 }
 
+#[test]
+fn kept_connections_to_a_puma_that_does_badly_with_them_are_warned_of() {
+    for suite in crate::harness::puma::SUITES {
+        let Some(mut puma) = command(suite) else { continue };
+        let app = Deployed::new();
+        app.write(3);
+        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(app.dir.path()).env_remove("WEB_CONCURRENCY");
+        let puma = Process::start("puma", puma, app.dir.path());
+        let kept = format!("app = {:?}\n[upstream]\nreuse = \"keepalive\"\n", app.dir.path().display().to_string());
+        let palisade = Setup::before("puma").with(&kept).start();
+        eventually("Puma has told its version", || (palisade.metric("palisade_puma_stats_age_seconds", &[]) >= 0.0).then_some(()));
+        let is_old = ["5.", "6."].iter().any(|version| puma.output().contains(&format!("Puma version: {version}")));
+        let is_warned = || palisade.process().output().contains("\"event\":\"upstream.reuse\"");
+        if is_old {
+            eventually("it is told once", || is_warned().then_some(()));
+        } else {
+            palisade.serves();
+            assert!(!is_warned(), "{}", palisade.process().output());
+        }
+    }
+}
+
 /// The sockets of a Puma that restarts hot stay open. What the threads had taken waits there; the others wait here.
 #[test]
 fn a_hot_restart_that_takes_longer_than_the_queue_may_is_waited_out_by_more_clients_than_threads() {

@@ -25,6 +25,7 @@ use crate::{
         canonical::Canonical,
         slots::{Figures, Slots},
     },
+    log::{Level, event},
     refusal::Refusal,
     units::{Deadline, OneOrMany},
 };
@@ -201,7 +202,12 @@ impl Inner {
     }
 
     fn set_version(&self, version: PumaVersion) {
-        self.version.store(version.major << 16 | version.minor & 0xffff, Relaxed);
+        let packed = version.major << 16 | version.minor & 0xffff;
+        let is_new = self.version.swap(packed, Relaxed) != packed;
+        if is_new && self.config.reuse.is_lossy(version) {
+            let problem = "before Puma 7 each kept connection costs a thread 0.2 s, and a worker that ends fails requests on it";
+            event(Level::Warn, "upstream.reuse", &[("problem", &problem), ("remedy", &"set it to auto")]);
+        }
     }
 }
 

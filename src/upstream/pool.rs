@@ -58,13 +58,22 @@ struct Idle {
 impl Reuse {
     /// What it means for this version of Puma.
     pub(super) fn keep(self, version: Option<PumaVersion>) -> Keep {
-        let patient = version.is_some_and(|v| v.major >= 7);
+        let patient = version.is_some_and(is_patient);
         match (self, patient) {
             (Reuse::Close, _) | (Reuse::Auto, false) => Keep::No,
             (Reuse::Auto | Reuse::Keepalive, true) => Keep::For(PATIENT),
             (Reuse::Keepalive, false) => Keep::For(IMPATIENT),
         }
     }
+
+    /// Connections are kept that this version of Puma does badly with.
+    pub(super) fn is_lossy(self, version: PumaVersion) -> bool {
+        self == Reuse::Keepalive && !is_patient(version)
+    }
+}
+
+fn is_patient(version: PumaVersion) -> bool {
+    version.major >= 7
 }
 
 impl Pool {

@@ -1,6 +1,7 @@
 //! More than Puma can do, and threads that are lost: what the application gets to see of it.
 
 use std::{
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -143,17 +144,26 @@ impl Deployed {
         );
         std::fs::write(self.dir.path().join("config/puma.rb"), text).unwrap();
     }
+
+    fn start(&self, mut puma: Command) -> Process {
+        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(self.dir.path()).env_remove("WEB_CONCURRENCY");
+        Process::start("puma", puma, self.dir.path())
+    }
+
+    /// A proxy that knows of the application only where it lies.
+    fn setup(&self) -> Setup {
+        Setup::before("puma").with(&format!("app = {:?}\n", self.dir.path().display().to_string()))
+    }
 }
 
 #[test]
 fn the_cap_follows_a_puma_that_is_restarted_with_other_threads() {
     for suite in crate::harness::puma::SUITES {
-        let Some(mut puma) = command(suite) else { continue };
+        let Some(puma) = command(suite) else { continue };
         let app = Deployed::new();
         app.write(3);
-        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(app.dir.path()).env_remove("WEB_CONCURRENCY");
-        let puma = Process::start("puma", puma, app.dir.path());
-        let palisade = Setup::before("puma").with(&format!("app = {:?}\n", app.dir.path().display().to_string())).start();
+        let puma = app.start(puma);
+        let palisade = app.setup().start();
         let threads = || palisade.admin("/stats").unwrap().json()["max_threads"].as_u64();
         let told = || palisade.metric("palisade_puma_stats_age_seconds", &[]);
         eventually("Puma itself has said so", || (threads() == Some(6) && told() >= 0.0).then_some(()));
@@ -173,13 +183,11 @@ fn the_cap_follows_a_puma_that_is_restarted_with_other_threads() {
 #[test]
 fn kept_connections_to_a_puma_that_does_badly_with_them_are_warned_of() {
     for suite in crate::harness::puma::SUITES {
-        let Some(mut puma) = command(suite) else { continue };
+        let Some(puma) = command(suite) else { continue };
         let app = Deployed::new();
         app.write(3);
-        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(app.dir.path()).env_remove("WEB_CONCURRENCY");
-        let puma = Process::start("puma", puma, app.dir.path());
-        let kept = format!("app = {:?}\n[upstream]\nreuse = \"keepalive\"\n", app.dir.path().display().to_string());
-        let palisade = Setup::before("puma").with(&kept).start();
+        let puma = app.start(puma);
+        let palisade = app.setup().with("[upstream]\nreuse = \"keepalive\"\n").start();
         eventually("Puma has told its version", || (palisade.metric("palisade_puma_stats_age_seconds", &[]) >= 0.0).then_some(()));
         let is_old = ["5.", "6."].iter().any(|version| puma.output().contains(&format!("Puma version: {version}")));
         let is_warned = || palisade.process().output().contains("\"event\":\"upstream.reuse\"");
@@ -196,17 +204,15 @@ fn kept_connections_to_a_puma_that_does_badly_with_them_are_warned_of() {
 #[test]
 fn a_hot_restart_that_takes_longer_than_the_queue_may_is_waited_out_by_more_clients_than_threads() {
     for suite in crate::harness::puma::SUITES {
-        let Some(mut puma) = command(suite) else { continue };
+        let Some(puma) = command(suite) else { continue };
         let app = Deployed::new();
         let slow = app.dir.path().join("slow");
         let text = format!("sleep 7 if File.exist?({:?})\n", slow.display().to_string());
         let serve = "run lambda { |env| sleep 0.05; [200, {}, [\"ok\"]] }\n";
         std::fs::write(app.dir.path().join("config.ru"), text + serve).unwrap();
         app.write(2);
-        puma.arg("-C").arg("config/puma.rb").arg("config.ru").current_dir(app.dir.path()).env_remove("WEB_CONCURRENCY");
-        let puma = Process::start("puma", puma, app.dir.path());
-        let settings = format!("app = {:?}\n[upstream]\nhold_on_refused = \"60s\"\n", app.dir.path().display().to_string());
-        let palisade = Setup::before("puma").with(CROWD).with(&settings).start();
+        let puma = app.start(puma);
+        let palisade = app.setup().with(CROWD).with("[upstream]\nhold_on_refused = \"60s\"\n").start();
         eventually("Puma has said what it has", || (palisade.metric("palisade_puma_stats_age_seconds", &[]) >= 0.0).then_some(()));
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..16)

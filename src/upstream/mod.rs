@@ -69,7 +69,8 @@ pub struct Config {
     /// `puma_config`, else 5 for each socket.
     pub slots: Option<u32>,
     /// `auto`, `close` or `keepalive`: whether connections to Puma are used again. `auto` keeps them from Puma 7 on; before,
-    /// each would cost a thread 0.2 s, and a worker that ends fails some requests on them (seen with 5.6.5 and 6.6.0). Memory at worst: one descriptor for each slot. Default: `auto`.
+    /// each would cost a thread 0.2 s, and a worker that ends fails some requests on them (seen with 5.6.5 and
+    /// 6.6.0). Memory at worst: one descriptor for each slot. Default: `auto`.
     pub reuse: Reuse,
     /// Longest wait for a connection. Default: 1 s.
     pub connect_timeout: Deadline,

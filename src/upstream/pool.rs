@@ -58,7 +58,7 @@ struct Idle {
 impl Reuse {
     /// What it means for this version of Puma.
     pub(super) fn keep(self, version: Option<PumaVersion>) -> Keep {
-        let patient = version.is_some_and(is_patient);
+        let patient = version.is_some_and(|v| v.major >= 7);
         match (self, patient) {
             (Reuse::Close, _) | (Reuse::Auto, false) => Keep::No,
             (Reuse::Auto | Reuse::Keepalive, true) => Keep::For(PATIENT),
@@ -68,12 +68,8 @@ impl Reuse {
 
     /// Connections are kept that this version of Puma does badly with.
     pub(super) fn is_lossy(self, version: PumaVersion) -> bool {
-        self == Reuse::Keepalive && !is_patient(version)
+        self.keep(Some(version)) == Keep::For(IMPATIENT)
     }
-}
-
-fn is_patient(version: PumaVersion) -> bool {
-    version.major >= 7
 }
 
 impl Pool {

@@ -47,6 +47,12 @@ pub struct Seen {
     pub end: Option<u64>,
 }
 
+/// Whether this Puma closes its connections by `upstream.reuse = "auto"`.
+pub fn is_before_7(puma: &Process) -> bool {
+    let output = puma.output();
+    ["5.", "6."].iter().any(|version| output.contains(&format!("Puma version: {version}")))
+}
+
 impl Shape {
     pub fn cluster(workers: usize, threads: usize) -> Shape {
         Shape { workers, threads, tcp: false, early_hints: false, suite: None }

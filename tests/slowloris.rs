@@ -50,6 +50,34 @@ fn a_slow_head_ends_at_its_deadline_however_it_drips() {
 }
 
 #[test]
+fn who_was_slow_in_an_attack_does_not_get_as_far_as_a_handshake_again() {
+    let recorder = Recorder::start();
+    let ban = "[[ban]]\nname = \"slow\"\non = \"slow_header\"\nthreshold = \"3/min\"\nfor = \"4s\"\nkey = \"all\"\nrefuse = \"connection\"\nallow = []\n";
+    let palisade = Setup::before(recorder.address()).tls().with(SHORT).with(ban).start();
+    for wave in [1..=2, 3..=3] {
+        let mut slow: Vec<Client> = wave.map(|number| attacker(&palisade, number)).collect();
+        for client in &mut slow {
+            client.send("GET /half HTTP/1.1\r\nHost: local");
+        }
+        for client in &mut slow {
+            client.closed_within(Duration::from_secs(1) + SLACK);
+        }
+    }
+    assert!((palisade.metric("palisade_bans", &[("rule", "slow")]) - 1.0).abs() < 0.5, "the third");
+    let shaken = palisade.metric("palisade_tls_handshakes_total", &[]);
+    Client::tcp_from([127, 1, 0, 3], palisade.https()).closed_within(Duration::from_secs(1));
+    assert!(palisade.metric("palisade_connections_rejected_total", &[("reason", "banned")]) >= 1.0);
+    assert!((palisade.metric("palisade_tls_handshakes_total", &[]) - shaken).abs() < 0.5);
+    assert_eq!(palisade.connect_tls().get("/").status, 200, "another address is served");
+    assert!(!recorder.got(b"/half"));
+    eventually("it may come again", || {
+        let mut again = Client::tcp_from([127, 1, 0, 3], palisade.http());
+        again.try_send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+        (again.try_answer("GET")?.status == 200).then_some(())
+    });
+}
+
+#[test]
 fn half_a_head_is_answered_408_at_its_deadline() {
     let recorder = Recorder::start();
     let palisade = Setup::before(recorder.address()).with(SHORT).start();

@@ -33,6 +33,8 @@ pub enum Rejected {
     ProxyUnlisted,
     /// A listed peer sent no PROXY line, or one that breaks its grammar, or not in time.
     ProxyLine,
+    /// A `[[ban]]` with `refuse = "connection"` holds.
+    Banned,
 }
 
 /// Why a TLS handshake failed.
@@ -111,7 +113,7 @@ impl Counters {
 
 impl Rejected {
     /// Each reason, in the order of its declaration.
-    pub const ALL: [Rejected; 9] = [
+    pub const ALL: [Rejected; 10] = [
         Rejected::Connections,
         Rejected::PerAddress,
         Rejected::PerPrefix,
@@ -121,6 +123,7 @@ impl Rejected {
         Rejected::Handshakes,
         Rejected::ProxyUnlisted,
         Rejected::ProxyLine,
+        Rejected::Banned,
     ];
 
     /// The metric label.
@@ -135,6 +138,7 @@ impl Rejected {
             Rejected::Handshakes => "handshakes",
             Rejected::ProxyUnlisted => "proxy_unlisted",
             Rejected::ProxyLine => "proxy_line",
+            Rejected::Banned => "banned",
         }
     }
 }

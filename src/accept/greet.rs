@@ -100,6 +100,9 @@ fn adopt(gate: &Gate, announced: Announced, client: &mut Client, permit: &mut Pe
     match announced {
         Announced::Nobody => Ok(()),
         Announced::Client { source, destination } => {
+            if gate.doorkeeper.turns_away(unmapped(source.ip())) {
+                return Err(Rejected::Banned);
+            }
             permit.identify(source.ip())?;
             client.ip = unmapped(source.ip());
             client.port = source.port();

@@ -63,10 +63,18 @@ pub struct Gate {
     pub counters: Counters,
     /// Whether Palisade itself is short.
     pub overload: Arc<Overload>,
+    /// Who gets no connection.
+    pub doorkeeper: Arc<dyn Doorkeeper>,
     /// TLS, if any listener speaks it.
     pub tls: Option<Arc<Terminator>>,
     /// Takes a line for the operator, at most one a second from each listener.
     pub report: fn(&str),
+}
+
+/// Knows whom to turn away before anything is spent on them.
+pub trait Doorkeeper: fmt::Debug + Send + Sync {
+    /// Whether this client gets no connection.
+    fn turns_away(&self, client: IpAddr) -> bool;
 }
 
 /// What prevents a start or a reload.
@@ -166,6 +174,10 @@ where
     let is_trusted = if peer.is_some() { trusted.contains(ip) } else { trusted.contains_unix() };
     if manner.proxy_protocol != ProxyProtocol::Off && !is_trusted {
         gate.counters.reject(counters::Rejected::ProxyUnlisted);
+        return transport.dismiss();
+    }
+    if !is_trusted && gate.doorkeeper.turns_away(ip) {
+        gate.counters.reject(counters::Rejected::Banned);
         return transport.dismiss();
     }
     if !has_room(gate, manner, ip) {

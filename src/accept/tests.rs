@@ -25,6 +25,16 @@ struct Site {
     _sweep: tokio::task::JoinHandle<()>,
 }
 
+/// Turns one client away.
+#[derive(Debug)]
+struct TurnsAway(Option<IpAddr>);
+
+impl Doorkeeper for TurnsAway {
+    fn turns_away(&self, client: IpAddr) -> bool {
+        self.0 == Some(client)
+    }
+}
+
 fn gate() -> Gate {
     Gate {
         timeouts: ArcSwap::from_pointee(Timeouts { tls_handshake: Deadline::millis(400), ..Timeouts::default() }),
@@ -33,6 +43,7 @@ fn gate() -> Gate {
         sweep: Sweep::new(),
         counters: Counters::default(),
         overload: Overload::new(overload::Config::default()),
+        doorkeeper: Arc::new(TurnsAway(None)),
         tls: None,
         report: |_| (),
     }
@@ -228,6 +239,23 @@ async fn a_listed_peer_speaks_for_its_client_and_no_byte_behind_the_line_is_lost
     let mut check = site.connect().await;
     check.write_all(b"PROXY UNKNOWN\r\n").await.unwrap();
     assert_eq!(line(&mut check).await, format!("127.0.0.1 127.0.0.1 {} //- true\n", site.address.port()));
+}
+
+#[tokio::test]
+async fn who_is_turned_away_gets_no_connection_and_a_balancer_may_still_speak_for_others() {
+    let doorkeeper = Arc::new(TurnsAway(Some([127, 0, 0, 1].into())));
+    let site = start(Gate { doorkeeper, ..gate() }, r#"{"address":"127.0.0.1:0","protocol":"http"}"#);
+    assert!(soon(site.connect().await.read(&mut [0; 9])).await.is_ok_and(|n| n == 0));
+    assert_eq!((site.gate.counters.rejected(Rejected::Banned), site.gate.counters.accepted(), site.gate.limits.open()), (1, 0, 0));
+    let doorkeeper = Arc::new(TurnsAway(Some([192, 0, 2, 7].into())));
+    let site = start(Gate { doorkeeper, ..listed() }, PROXIED);
+    let mut balancer = site.connect().await;
+    balancer.write_all(b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n").await.unwrap();
+    assert!(soon(balancer.read(&mut [0; 9])).await.is_ok_and(|n| n == 0));
+    assert_eq!(site.gate.counters.rejected(Rejected::Banned), 1);
+    let mut balancer = site.connect().await;
+    balancer.write_all(b"PROXY TCP4 192.0.2.8 198.51.100.1 56324 443\r\n").await.unwrap();
+    assert!(line(&mut balancer).await.starts_with("192.0.2.8 "));
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! Threat: exhaustion and exposure: scanners, guessers of passwords, fuzzers. Counts refusals and chosen answers of the application
 //! by client. Answer: 429 with Retry-After, the connection is closed. Stands outermost of what refuses, as nothing is cheaper.
-//! The driver of a connection asks and tells [`Bans`] too, for what is refused before there is a request.
+//! The driver of a connection asks and tells [`Bans`] too, for what is refused before there is a request, and `accept` asks whom
+//! it need not even shake hands with.
 //!
 //! Memory is bounded by `keys` for each rule: when they are spent, ended bans and quiet clients are forgotten first.
 
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -23,7 +25,7 @@ use super::{
     client_address::TrustedProxies,
     outcome::{Amend, Amended, Decided},
 };
-use crate::{http::arrival::Arrival, refusal::Refusal};
+use crate::{accept::Doorkeeper, http::arrival::Arrival, refusal::Refusal};
 
 /// The books of all rules; the layer, the connections' drivers and the administration share them.
 #[derive(Debug)]
@@ -57,6 +59,16 @@ impl Bans {
         }
         let now = self.epoch.elapsed();
         self.rules.iter().filter_map(|rule| rule.check(client, now)).max()
+    }
+
+    /// Whether a client gets no connection at all.
+    pub fn shuts_out(&self, client: IpAddr) -> bool {
+        let mut rules = self.rules.iter().filter(|rule| rule.refuses_connections() && !rule.is_quiet()).peekable();
+        if rules.peek().is_none() || self.trusted.contains(client) {
+            return false;
+        }
+        let now = self.epoch.elapsed();
+        rules.any(|rule| rule.check(client, now).is_some())
     }
 
     /// Counts a refusal, also one that was made before there was a request.
@@ -100,6 +112,12 @@ impl Bans {
         for rule in self.rules.iter().filter(|rule| rule.counts(seen)) {
             rule.note(client, now);
         }
+    }
+}
+
+impl Doorkeeper for ArcSwap<Bans> {
+    fn turns_away(&self, client: IpAddr) -> bool {
+        self.load().shuts_out(client)
     }
 }
 

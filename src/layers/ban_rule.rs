@@ -2,8 +2,11 @@
 
 use std::{
     net::IpAddr,
-    num::NonZeroUsize,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -35,9 +38,13 @@ pub struct RuleConfig {
     /// How long a ban lasts at most, and after how long without one the first is the first again. Default: 24 h.
     #[serde(default = "longest")]
     pub longest: Deadline,
-    /// Who is counted: `ip` (for IPv6 the /64) or `ip_prefix` (/24, /48). Default: ip.
+    /// Who is counted: `ip` (for IPv6 the /64), `ip_prefix` (/24, /48), or `all`: everybody together, and from the threshold on
+    /// until the end of the period each address that adds to it is banned. Default: ip.
     #[serde(default)]
     pub key: Key,
+    /// What is refused: `request`, with 429 and Retry-After, or `connection`: it is closed before TLS. Default: request.
+    #[serde(default)]
+    pub refuse: Refuse,
     /// `enforce`, `observe` (counted and listed, not refused) or `off`. Default: enforce.
     #[serde(default)]
     pub mode: Mode,
@@ -51,19 +58,33 @@ pub struct RuleConfig {
 }
 
 impl RuleConfig {
-    /// The rule that holds where none is configured: 20 severe refusals or requests for sensitive paths in a minute.
+    /// The rules that hold where none is configured: 20 severe refusals or requests for sensitive paths of one client in a minute,
+    /// and those who take part when 600 slow requests are ended in a minute. The latter come again at once, and each handshake
+    /// costs as much as ten requests.
     pub fn defaults() -> Vec<RuleConfig> {
-        vec![RuleConfig {
+        let scanner = RuleConfig {
             name: "scanner".into(),
             on: OneOrMany(vec![Trigger::Severe, Trigger::Refusal(Refusal::Sensitive.label())]),
             threshold: threshold(),
             time: first(),
             longest: longest(),
             key: Key::Ip,
+            refuse: Refuse::Request,
             mode: Mode::Enforce,
             allow: loopback(),
             keys: keys(),
-        }]
+        };
+        let slow = RuleConfig {
+            name: "slow".into(),
+            on: OneOrMany(vec![Trigger::Refusal(Refusal::SlowHeader.label()), Trigger::Refusal(Refusal::SlowBody.label())]),
+            threshold: Rate { count: NonZeroU32::MIN.saturating_add(599), period: Duration::from_secs(60) },
+            time: Deadline::seconds(60),
+            longest: first(),
+            key: Key::All,
+            refuse: Refuse::Connection,
+            ..scanner.clone()
+        };
+        vec![scanner, slow]
     }
 }
 
@@ -76,6 +97,19 @@ pub enum Key {
     Ip,
     /// The /24 or /48 around it.
     IpPrefix,
+    /// Everybody together.
+    All,
+}
+
+/// What is refused to who is banned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Refuse {
+    /// Each request, with an answer that says for how long.
+    #[default]
+    Request,
+    /// Each connection, before it costs a handshake.
+    Connection,
 }
 
 /// What counts.
@@ -116,6 +150,8 @@ pub struct Banned {
 pub struct Rule {
     config: RuleConfig,
     clients: DashMap<ClientKey, Record>,
+    /// What everybody adds to, where they count together.
+    together: Mutex<Window>,
     held: AtomicUsize,
     banned: AtomicUsize,
     swept: AtomicU64,
@@ -124,16 +160,44 @@ pub struct Rule {
 /// What is known of a client; times are since the epoch of the books.
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
-    window: Duration,
-    count: u32,
+    window: Window,
     strikes: u32,
     until: Option<Duration>,
+}
+
+/// How many there were since when.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    since: Duration,
+    count: u32,
+}
+
+impl Window {
+    /// Counts one; true from the threshold on.
+    fn add(&mut self, now: Duration, threshold: Rate) -> bool {
+        if self.is_over(now, threshold) {
+            *self = Window { since: now, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count >= threshold.count.get()
+    }
+
+    fn is_over(&self, now: Duration, threshold: Rate) -> bool {
+        now.saturating_sub(self.since) >= threshold.period
+    }
 }
 
 impl Rule {
     /// Empty books.
     pub fn new(config: RuleConfig) -> Self {
-        Rule { config, clients: DashMap::new(), held: AtomicUsize::new(0), banned: AtomicUsize::new(0), swept: AtomicU64::new(0) }
+        Rule {
+            config,
+            clients: DashMap::new(),
+            together: Mutex::default(),
+            held: AtomicUsize::new(0),
+            banned: AtomicUsize::new(0),
+            swept: AtomicU64::new(0),
+        }
     }
 
     /// Its name.
@@ -144,6 +208,11 @@ impl Rule {
     /// There is no ban at all.
     pub fn is_quiet(&self) -> bool {
         self.banned.load(Relaxed) == 0 || self.config.mode != Mode::Enforce
+    }
+
+    /// Whether who is banned does not even get a connection.
+    pub fn refuses_connections(&self) -> bool {
+        self.config.refuse == Refuse::Connection
     }
 
     /// Whether the rule counts this.
@@ -177,12 +246,11 @@ impl Rule {
         if record.until.is_some_and(|until| until > now) {
             return;
         }
-        if now.saturating_sub(record.window) >= self.config.threshold.period {
-            record.window = now;
-            record.count = 0;
-        }
-        record.count = record.count.saturating_add(1);
-        if record.count >= self.config.threshold.count.get() {
+        let is_reached = match self.config.key {
+            Key::All => self.together.lock().unwrap_or_else(PoisonError::into_inner).add(now, self.config.threshold),
+            Key::Ip | Key::IpPrefix => record.window.add(now, self.config.threshold),
+        };
+        if is_reached {
             if record.until.is_some_and(|until| now.saturating_sub(until) > self.config.longest.get()) {
                 record.strikes = 0;
             }
@@ -232,7 +300,7 @@ impl Rule {
 
     fn key(&self, client: IpAddr) -> ClientKey {
         match self.config.key {
-            Key::Ip => ClientKey::of(client),
+            Key::Ip | Key::All => ClientKey::of(client),
             Key::IpPrefix => ClientKey::prefix(client, 24, 48),
         }
     }
@@ -243,7 +311,7 @@ impl Rule {
         }
         record.until = Some(until);
         record.strikes = record.strikes.saturating_add(1);
-        record.count = 0;
+        record.window.count = 0;
     }
 
     /// The record of a client, new where there is room or room can be made.
@@ -261,7 +329,7 @@ impl Rule {
             Entry::Occupied(occupied) => Some(occupied.into_ref()),
             Entry::Vacant(vacant) => {
                 self.held.fetch_add(1, Relaxed);
-                Some(vacant.insert(Record { window: now, ..Record::default() }))
+                Some(vacant.insert(Record { window: Window { since: now, count: 0 }, ..Record::default() }))
             }
         }
     }
@@ -272,7 +340,7 @@ impl Rule {
         if self.swept.swap(second, Relaxed) != second {
             self.clients.retain(|_, record| {
                 let banned = record.until.is_some_and(|until| until > now);
-                let keep = banned || now.saturating_sub(record.window) < self.config.threshold.period;
+                let keep = banned || !record.window.is_over(now, self.config.threshold);
                 if !keep {
                     self.held.fetch_sub(1, Relaxed);
                     self.banned.fetch_sub(usize::from(record.until.is_some()), Relaxed);
@@ -403,6 +471,20 @@ mod tests {
         }
         rule.note(v4(1), at(now + 36));
         assert_eq!(rule.check(v4(1), at(now + 36)), Some(10));
+    }
+
+    #[test]
+    fn everybody_counts_together_and_who_adds_to_it_is_banned() {
+        let rule = rule(serde_json::json!({ "name": "s", "on": "slow_header", "threshold": "100/min", "for": "30s", "key": "all" }));
+        for number in 0..99 {
+            rule.note(v4(number), at(0));
+        }
+        rule.note(v4(7), at(30));
+        rule.note(v4(8), at(59));
+        assert_eq!((0..100).filter(|number| rule.check(v4(*number), at(59)).is_some()).collect::<Vec<_>>(), [7, 8]);
+        rule.note(v4(9), at(61));
+        assert_eq!(rule.check(v4(9), at(61)), None, "another minute");
+        assert_eq!((rule.check(v4(7), at(61)), rule.check(v4(8), at(61))), (None, Some(28)));
     }
 
     #[test]

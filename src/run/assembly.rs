@@ -125,6 +125,8 @@ impl<S: Clone, R: Clone> House<S, R> {
         let pages = Arc::new(pages);
         let sweep = Sweep::new();
         let overload = Overload::new(config.overload.clone());
+        let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
+        let bans = Arc::new(ArcSwap::from_pointee(ban::Bans::new(config.ban.clone(), trusted.clone())));
         let gate = Arc::new(Gate {
             timeouts: ArcSwap::from_pointee(config.timeouts.clone()),
             limits: limit::Limits::new(config.limits.connections()),
@@ -132,6 +134,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             sweep: Arc::clone(&sweep),
             counters: Counters::default(),
             overload: Arc::clone(&overload),
+            doorkeeper: Arc::clone(&bans) as _,
             tls,
             report: |line| event(Level::Warn, "listener", &[("problem", &line)]),
         });
@@ -139,8 +142,6 @@ impl<S: Clone, R: Clone> House<S, R> {
         tokio::spawn(Arc::clone(&overload).run(available_memory()));
         let slots = Slots::new(config.queue.policy(config.upstream.hold_on_refused.get()));
         let puma = Puma::start(config.upstream.clone(), slots.clone());
-        let trusted = client_address::TrustedProxies::from(&config.trusted_proxies);
-        let bans = Arc::new(ban::Bans::new(config.ban.clone(), trusted.clone()));
         let rates = Arc::new(rate::Limits::new(config.rate_limit.clone(), trusted));
         let concealed = Concealed::default();
         let websockets = Arc::<websocket::Open>::default();
@@ -149,7 +150,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             sweep: &sweep,
             recorder: &recorder,
             pages: &pages,
-            bans: Arc::clone(&bans),
+            bans: bans.load_full(),
             rates: Arc::clone(&rates),
             slots: &slots,
             overload: &overload,
@@ -170,7 +171,7 @@ impl<S: Clone, R: Clone> House<S, R> {
             metrics,
             recorder,
             pages,
-            bans: Arc::new(ArcSwap::new(bans)),
+            bans,
             rates: Arc::new(ArcSwap::new(rates)),
             slots,
             concealed,

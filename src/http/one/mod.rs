@@ -262,6 +262,10 @@ where
         if refusal == Refusal::ClientAbort || wire.beat.is_evicted() {
             return Next::Nothing;
         }
+        if self.site.bans.shuts_out(self.client.ip) {
+            wire.abort();
+            return Next::Nothing;
+        }
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
         match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal), to_head), data: Bytes::new() }).await {
             Ok(()) => Next::Linger(wire),

@@ -37,7 +37,7 @@ use crate::{
     accept::{listener, pace, tls, trusted::TrustedProxies},
     admin,
     layers::{
-        answer, backtrace, ban_rule, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill, websocket,
+        answer, backtrace, ban_config, conceal, host, in_flight, normalize, rate_rule, route, sensitive, shield_config, spill, websocket,
     },
     log, overload,
     units::OneOrMany,
@@ -98,7 +98,7 @@ pub struct Config {
     /// Limits on requests by client; every rule that matches counts, and the first that is exceeded refuses.
     pub rate_limit: Vec<rate_rule::RuleConfig>,
     /// Rules by which clients are shut out for a time.
-    pub ban: Vec<ban_rule::RuleConfig>,
+    pub ban: Vec<ban_config::RuleConfig>,
     /// The part of `headers` that is about answers.
     #[serde(skip)]
     pub conceal: conceal::Config,
@@ -169,7 +169,7 @@ impl Default for Config {
             route: Vec::new(),
             overload: overload::Config::default(),
             rate_limit: rate_rule::RuleConfig::defaults(),
-            ban: ban_rule::RuleConfig::defaults(),
+            ban: ban_config::RuleConfig::defaults(),
             backtrace: backtrace::Config::default(),
             shield: shield_config::Config::default(),
             conceal: conceal::Config::default(),

@@ -12,7 +12,7 @@ use super::{Config, document::join};
 use crate::{
     accept::{listener, trusted::TrustedProxies},
     admin,
-    layers::{ban_rule, in_flight, rate_rule},
+    layers::{ban_config, in_flight, rate_rule},
     units::{Auto, BadUnit, ByteRate, ByteSize, Deadline, Mode, OneOrMany, Rate},
     upstream::connect,
 };
@@ -258,7 +258,7 @@ described! {
     rate_rule::Name: { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" }, "a name of 1 to 64 letters, digits, - and _";
     rate_rule::KeyPart: { "type": "string", "examples": ["ip"] },
         "\"ip\", \"ip_prefix\", \"header:NAME\", \"cookie:NAME\", \"host\", \"method\" or \"route\"";
-    ban_rule::Trigger: { "type": "string", "examples": ["severe"] }, "\"severe\", \"status:404\" or the label of a refusal";
+    ban_config::Trigger: { "type": "string", "examples": ["severe"] }, "\"severe\", \"status:404\" or the label of a refusal";
     in_flight::Max: { "type": ["integer", "string"], "minimum": 0 }, "\"auto\" or a whole number";
     in_flight::Share: { "type": "number", "minimum": 0, "maximum": 1 }, "a part from 0 to 1, such as 0.5";
 }

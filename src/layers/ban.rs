@@ -19,7 +19,7 @@ use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use super::ban_rule::{Banned, RuleConfig};
+pub use super::{ban_config::RuleConfig, ban_rule::Banned};
 use super::{
     ban_rule::{Rule, Seen},
     client_address::TrustedProxies,

@@ -103,6 +103,11 @@ impl std::fmt::Display for NotANetwork {
 
 impl std::error::Error for NotANetwork {}
 
+/// The networks of the preset `private`, behind which one address often stands for many.
+pub fn private() -> Vec<IpNet> {
+    PRIVATE.iter().filter_map(|network| network.parse().ok()).collect()
+}
+
 const LOOPBACK: &[&str] = &["127.0.0.0/8", "::1/128"];
 
 /// RFC 1918, RFC 6598 (carrier and cloud networks), RFC 4193, link-local, and loopback.
@@ -161,6 +166,7 @@ mod tests {
 
     #[test]
     fn every_preset_can_be_read() {
+        assert_eq!(private().len(), PRIVATE.len());
         let list = TrustedProxies::new(["loopback", "private", "cloudflare", "unix"]).unwrap();
         for inside in ["127.0.0.1", "::1", "10.1.2.3", "172.31.0.1", "fd00::1", "104.27.255.255", "2606:4700::6810:1", "::ffff:10.0.0.1"] {
             assert!(list.contains(ip(inside)), "{inside}");

@@ -63,12 +63,9 @@ impl Bans {
 
     /// Whether a client gets no connection at all.
     pub fn shuts_out(&self, client: IpAddr) -> bool {
-        let mut rules = self.rules.iter().filter(|rule| rule.refuses_connections() && !rule.is_quiet()).peekable();
-        if rules.peek().is_none() || self.trusted.contains(client) {
-            return false;
-        }
         let now = self.epoch.elapsed();
-        rules.any(|rule| rule.check(client, now).is_some())
+        let is_banned = self.rules.iter().any(|rule| rule.refuses_connections() && rule.check(client, now).is_some());
+        is_banned && !self.trusted.contains(client)
     }
 
     /// Counts a refusal, also one that was made before there was a request.

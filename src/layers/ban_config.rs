@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use crate::{
+    accept::trusted::private,
     refusal::Refusal,
     units::{Deadline, Mode, OneOrMany, Rate},
 };
@@ -54,7 +55,8 @@ pub struct RuleConfig {
 impl RuleConfig {
     /// The rules that hold where none is configured: 20 severe refusals or requests for sensitive paths of one client in a minute,
     /// and those who take part when 600 slow requests are ended in a minute. The latter come again at once, and each handshake
-    /// costs as much as ten requests.
+    /// costs as much as ten requests. They are never private addresses: a balancer or NAT that is not in `trusted_proxies` would be
+    /// shut out with everybody behind it.
     pub fn defaults() -> Vec<RuleConfig> {
         let scanner = RuleConfig {
             name: "scanner".into(),
@@ -76,6 +78,7 @@ impl RuleConfig {
             longest: first(),
             key: Key::All,
             refuse: Refuse::Connection,
+            allow: OneOrMany(private()),
             ..scanner.clone()
         };
         vec![scanner, slow]

@@ -339,6 +339,22 @@ mod tests {
     }
 
     #[test]
+    fn the_slow_of_an_attack_are_banned_by_default_and_a_private_network_never_is() {
+        let rule = Rule::new(RuleConfig::defaults().pop().unwrap());
+        assert!(rule.refuses_connections() && rule.counts(Seen::Refused(Refusal::SlowBody)));
+        let public = |number: u8| IpAddr::from([192, 0, 2, number]);
+        for number in 0..=255 {
+            for second in 0..3 {
+                rule.note(public(number), at(second));
+                rule.note(v4(u32::from(number)), at(second));
+            }
+        }
+        let banned: Vec<u8> = (0..=255).filter(|number| rule.check(public(*number), at(3)).is_some()).collect();
+        assert_eq!(banned, (199..=255).collect::<Vec<_>>(), "the 600th is the third of number 199");
+        assert!((0..=255).all(|number| rule.check(v4(number), at(3)).is_none()));
+    }
+
+    #[test]
     fn only_what_comes_within_a_period_counts_together() {
         let rule = rule(serde_json::json!({ "name": "s", "on": "severe", "threshold": "2/min" }));
         rule.note(v4(1), at(0));

@@ -4,7 +4,8 @@
 //! costs next to no memory: what it was offered and what waits behind that goes to the file, too, and comes back in small
 //! pieces. When bodies hold much memory already nobody has that second. What waits in memory is in the books of the client;
 //! where they are full, the file takes it, and where that is full, the slowest [`standing`](super::standing) go, and Puma waits.
-//! It takes in one piece in each turn of the loop: thousands of slow clients then cost an honest one no more than a piece of each.
+//! It takes in one piece in each turn of the loop, and only so many of them do at a time ([`passage`](super::passage)): what
+//! thousands of slow clients cost an honest one is bounded.
 
 use std::{
     collections::VecDeque,
@@ -22,6 +23,7 @@ use tokio::time::Sleep;
 use super::{
     backlog::Backlog,
     budget::Reserved,
+    passage::Passage,
     spill::{Config, Store},
     standing::Enrolled,
 };
@@ -46,6 +48,8 @@ pub struct Absorber<B> {
     again: usize,
     /// How much is read back at once.
     step: usize,
+    /// Where the disk takes what comes.
+    passage: Passage,
     place: Place,
 }
 
@@ -115,6 +119,7 @@ impl<B> Absorber<B> {
             held: place.store.memory.open_for(place.client),
             again: 0,
             step: STEP_MOST,
+            passage: Passage::None,
             place,
         }
     }
@@ -156,7 +161,10 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         loop {
             let memory = &self.place.store.memory;
             let has_stalled = has_passed || memory.is_crowded();
-            let most = if memory.is_tight() { LARGEST_PIECE } else { self.place.most };
+            if !has_stalled {
+                self.passage = Passage::None;
+            }
+            let most = if has_stalled || memory.is_tight() { LARGEST_PIECE } else { self.place.most };
             let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
             if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
@@ -171,7 +179,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
             let fits = wanted <= most.max(IN_MEMORY.saturating_add(LARGEST_PIECE));
             let has_room = fits && self.held.resize(wanted);
             let read = match &mut self.inner {
-                Some(inner) if has_room => Pin::new(inner).poll_frame(cx),
+                Some(inner) if has_room && (!has_stalled || self.passage.poll_open(cx, &self.place.store.passages)) => {
+                    Pin::new(inner).poll_frame(cx)
+                }
                 Some(_) | None => Poll::Pending,
             };
             match read {
@@ -182,8 +192,9 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
+                    self.passage.passed(data.len());
                     match &mut self.backlog {
-                        Some(backlog) => backlog.add(&data),
+                        Some(backlog) => backlog.add(data),
                         None => {
                             self.queued = self.queued.saturating_add(data.len());
                             self.queue.push_back(data);
@@ -202,8 +213,20 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                     if self.inner.is_some() && !has_room && !is_writing && (fits || refused > 0) {
                         self.ask_for_room(cx, refused);
                     }
-                    return;
+                    return self.give_way(cx);
                 }
+            }
+        }
+    }
+
+    /// Others may read when Puma has nothing more and the disk has what came, or when it was long enough.
+    fn give_way(&mut self, cx: &mut Context<'_>) {
+        let is_open = matches!(self.passage, Passage::Open { .. });
+        if is_open && !self.backlog.as_ref().is_some_and(Backlog::is_writing) {
+            let wants_more = self.passage.is_over();
+            self.passage = Passage::None;
+            if wants_more {
+                cx.waker().wake_by_ref();
             }
         }
     }
@@ -227,6 +250,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
     /// The answer ends here: what waits is thrown away, and Puma is let go.
     fn dismiss(&mut self, unsent: &mut Bytes) {
         (self.inner, self.backlog, self.enrolled, self.retry) = (None, None, None, None);
+        self.passage = Passage::None;
         self.queue.clear();
         self.queued = 0;
         unsent.clear();
@@ -288,6 +312,7 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         if self.queue.is_empty() && self.backlog.is_none() && !self.held.is_empty() {
             self.held.clear();
         }
+        self.passage = Passage::None;
         if !self.stall.end() {
             self.step = self.step.saturating_mul(2).min(STEP_MOST);
         }

@@ -104,9 +104,17 @@ impl Backlog {
         self.fresh.len().saturating_add(on_their_way).saturating_add(front)
     }
 
+    /// Whether the disk is at something that was written.
+    pub fn is_writing(&self) -> bool {
+        matches!(self.work, Work::Writing { .. })
+    }
+
     /// Adds bytes, and starts to write when there are enough of them and nothing else is going on.
-    pub fn add(&mut self, bytes: &Bytes) {
-        self.fresh.extend_from_slice(bytes);
+    pub fn add(&mut self, bytes: Bytes) {
+        if self.fresh.is_empty() && bytes.len() >= AS_IT_IS && self.may_write(bytes.len()) {
+            return self.write(vec![bytes], self.written);
+        }
+        self.fresh.extend_from_slice(&bytes);
         if self.fresh.len() >= PIECE {
             self.put_away();
         }
@@ -252,6 +260,8 @@ impl Backlog {
 
 /// Bytes that are written at once.
 const PIECE: usize = 64 * 1024;
+/// A piece of this length is written as it is: to put it to others would cost a copy of it.
+const AS_IT_IS: usize = 16 * 1024;
 /// Where the first byte is written: room in front of it for what comes back.
 const HOLE: u64 = 1 << 20;
 
@@ -288,7 +298,7 @@ mod tests {
             let bytes = Bytes::from(vec![n; 50_000]);
             expected.extend_from_slice(&bytes);
             settled(&mut backlog).await;
-            backlog.add(&bytes);
+            backlog.add(bytes);
         }
         assert_eq!(drain(&mut backlog).await, expected);
         assert_eq!(backlog.store.disk.used(), 0, "the budget is free when the client has caught up");
@@ -297,7 +307,7 @@ mod tests {
     #[tokio::test]
     async fn a_spent_budget_leaves_what_is_fresh_in_memory_and_asks_for_no_more() {
         let (_dir, mut backlog) = backlog(1000);
-        backlog.add(&Bytes::from(vec![7; PIECE]));
+        backlog.add(Bytes::from(vec![7; PIECE]));
         settled(&mut backlog).await;
         assert_eq!(backlog.in_memory(), PIECE);
         assert_eq!(drain(&mut backlog).await.len(), PIECE);
@@ -309,7 +319,7 @@ mod tests {
         let (_dir, mut backlog) = backlog(1 << 30);
         assert!(backlog.put_first(8, || [&b"one "[..], b"two "].map(Bytes::from_static).to_vec()));
         settled(&mut backlog).await;
-        backlog.add(&Bytes::from_static(b"three "));
+        backlog.add(Bytes::from_static(b"three "));
         backlog.put_away();
         settled(&mut backlog).await;
         let taken = std::future::poll_fn(|cx| backlog.poll_take(cx, 6)).await.unwrap().unwrap();
@@ -325,9 +335,9 @@ mod tests {
     #[tokio::test]
     async fn bytes_that_never_were_in_the_file_are_not_taken_from_it_again() {
         let (_dir, mut backlog) = backlog(1 << 30);
-        backlog.add(&Bytes::from_static(b"from memory"));
+        backlog.add(Bytes::from_static(b"from memory"));
         assert_eq!(std::future::poll_fn(|cx| backlog.poll_take(cx, 6)).await.unwrap().unwrap(), "from memory");
-        backlog.add(&Bytes::from_static(b"next"));
+        backlog.add(Bytes::from_static(b"next"));
         backlog.put_away();
         settled(&mut backlog).await;
         assert!(!backlog.untake(1));
@@ -338,14 +348,14 @@ mod tests {
     async fn what_a_broken_disk_did_not_take_stays_in_memory_and_in_order() {
         let (dir, mut backlog) = backlog(1 << 30);
         backlog.dir = dir.path().join("away");
-        backlog.add(&Bytes::from(vec![1; PIECE]));
-        backlog.add(&Bytes::from_static(b"later"));
+        backlog.add(Bytes::from(vec![1; PIECE]));
+        backlog.add(Bytes::from_static(b"later"));
         settled(&mut backlog).await;
         assert!(backlog.is_shut && backlog.in_memory() == PIECE + 5 && !backlog.put_away());
         assert!(!backlog.put_first(3, || panic!("nothing may be taken")));
         assert_eq!(drain(&mut backlog).await, [vec![1; PIECE], b"later".to_vec()].concat());
         let (dir, mut backlog) = self::backlog(1 << 30);
-        backlog.add(&Bytes::from_static(b"second"));
+        backlog.add(Bytes::from_static(b"second"));
         backlog.dir = dir.path().join("away");
         assert!(backlog.put_first(6, || vec![Bytes::from_static(b"first ")]));
         settled(&mut backlog).await;

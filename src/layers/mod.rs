@@ -30,6 +30,7 @@ pub mod multipart;
 pub mod normalize;
 pub mod outcome;
 pub mod parameters;
+pub mod passage;
 pub mod path_policy;
 pub mod percent;
 pub mod rate;

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     budget::{Account, Reserved},
+    passage::Passages,
     standing::Standing,
 };
 use crate::units::{Auto, ByteSize};
@@ -51,6 +52,8 @@ pub struct Store {
     pub disk: Arc<Account>,
     /// Whose answers wait on disk.
     pub standing: Arc<Standing>,
+    /// For answers that go from Puma to the disk.
+    pub passages: Passages,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -119,6 +122,7 @@ impl Store {
             memory: Account::new(memory, memory_share),
             disk: Account::new(disk, disk_share),
             standing: Standing::new(),
+            passages: Passages::new(),
             jobs,
         }))
     }

@@ -6,7 +6,7 @@
 //! used connection ended before the first byte of an answer, as Puma closes idle ones without a word.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::Arc,
@@ -74,8 +74,9 @@ struct Head {
     whole: bool,
 }
 
-/// Sends a request and reads the head of its answer.
-pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> Result<Response<Answer>, Refusal> {
+/// Sends a request and reads the head of its answer. What the request brings is taken apart before the first wait: the future
+/// keeps room for whatever it names across one.
+pub(super) fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> impl Future<Output = Result<Response<Answer>, Refusal>> + Send {
     let (parts, canonical) = request.into_parts();
     let purpose = Purpose {
         to_head: canonical.is_head(),
@@ -84,51 +85,52 @@ pub(super) async fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> R
         patience: parts.extensions.get::<ResponseTimeout>().map_or(puma.config.response_timeout.get(), |t| t.0),
         notes: parts.extensions.get::<Arrival>().map(|arrival| Arc::clone(&arrival.notes)),
     };
-    let usual = canonical.is_usual();
-    let (head, body) = canonical.into_parts();
-    let (slot, content) = body.into_parts();
-    let mut slot = slot.ok_or(Refusal::Internal)?;
-    let mut wire = Wire { head: head.len(), bytes: head, content };
-    // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
-    others_first().await;
-    let mut give_up = None;
-    let mut wish = match (usual, purpose.idempotent) {
+    let mut wish = match (canonical.is_usual(), purpose.idempotent) {
         (true, true) => Wish::Used,
         (true, false) => Wish::Certain,
         (false, _) => Wish::Fresh,
     };
-    for attempt in 0..MOST_ATTEMPTS {
-        if attempt > 1 {
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
-        let (socket, connection) = hold::connection(&puma, &mut slot, wish, &mut give_up).await?;
-        let reused = connection.served > 0;
-        if let Some(notes) = &purpose.notes {
-            notes.sent_to(socket.index);
-        }
-        // A connection that was opened for this one request would only be one more in the pool.
-        let certain = purpose.idempotent || socket.address.reset_means_unread();
-        let keep = if certain { puma.keep() } else { Keep::No };
-        let mut turn = Turn::new(&puma, socket, connection, slot);
-        match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {
-            Ok(head) => return answer(&puma, turn, head, keep, purpose, parts.headers),
-            Err(Broken::Final(refusal)) => {
-                if refusal == Refusal::UpstreamTimeout {
-                    turn.time_out();
+    let (head, body) = canonical.into_parts();
+    let (mut slot, content) = body.into_parts();
+    let mut wire = Wire { head: head.len(), bytes: head, content };
+    let headers = parts.headers;
+    async move {
+        // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
+        others_first().await;
+        let mut give_up = None;
+        for attempt in 0..MOST_ATTEMPTS {
+            if attempt > 1 {
+                Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
+            }
+            let (socket, connection) = hold::connection(&puma, slot.as_mut().ok_or(Refusal::Internal)?, wish, &mut give_up).await?;
+            let reused = connection.served > 0;
+            if let Some(notes) = &purpose.notes {
+                notes.sent_to(socket.index);
+            }
+            // A connection that was opened for this one request would only be one more in the pool.
+            let certain = purpose.idempotent || socket.address.reset_means_unread();
+            let keep = if certain { puma.keep() } else { Keep::No };
+            let mut turn = Turn::new(&puma, socket, connection, slot.take().ok_or(Refusal::Internal)?);
+            match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {
+                Ok(head) => return answer(&puma, turn, head, keep, purpose, headers),
+                Err(Broken::Final(refusal)) => {
+                    if refusal == Refusal::UpstreamTimeout {
+                        turn.time_out();
+                    }
+                    return Err(refusal);
                 }
-                return Err(refusal);
-            }
-            Err(Broken::Perhaps) if !(reused && purpose.idempotent) => {
-                turn.ended();
-                return Err(Refusal::UpstreamReset);
-            }
-            Err(Broken::Unread | Broken::Perhaps) => {
-                slot = turn.into_slot().ok_or(Refusal::Internal)?;
-                wish = Wish::Fresh;
+                Err(Broken::Perhaps) if !(reused && purpose.idempotent) => {
+                    turn.ended();
+                    return Err(Refusal::UpstreamReset);
+                }
+                Err(Broken::Unread | Broken::Perhaps) => {
+                    slot = turn.into_slot();
+                    wish = Wish::Fresh;
+                }
             }
         }
+        Err(Refusal::UpstreamReset)
     }
-    Err(Refusal::UpstreamReset)
 }
 
 async fn try_once(puma: &Arc<Inner>, turn: &mut Turn, wire: &mut Wire, keep: Keep, purpose: &Purpose) -> Result<Head, Broken> {

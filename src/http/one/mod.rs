@@ -50,25 +50,33 @@ where
     S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone,
     B: Relay,
 {
-    let mut wire = Wire::new(stream, beat);
     let site = sites.current();
-    let mut connection = Connection { stack: site.stack(), sites, site, client, born: wire.beat.now(), served: 0 };
+    let born = beat.now();
+    let wire = Some(Wire::new(stream, beat));
+    let mut connection = Connection { stack: site.stack(), wire, sites, site, client, born, served: 0 };
     async move {
         std::future::poll_fn(|cx| {
-            wire.beat.wake_by(cx.waker());
+            if let Some(wire) = &mut connection.wire {
+                wire.beat.wake_by(cx.waker());
+            }
             Poll::Ready(())
         })
         .await;
         loop {
-            if connection.next_bytes(&mut wire).await.is_err() {
-                return Box::pin(wire.close()).await;
+            let next = match connection.next_bytes().await {
+                Ok(()) => Box::pin(connection.exchange()).await,
+                Err(_) => Next::Close,
+            };
+            if matches!(next, Next::Request) {
+                continue;
             }
-            match Box::pin(connection.exchange(wire)).await {
-                Next::Request(kept) => wire = kept,
-                Next::Linger(wire) => return Box::pin(wire.linger()).await,
-                Next::Tunnel(wire, far) => return Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
-                Next::Nothing => return,
-            }
+            let Some(wire) = connection.wire.take() else { return };
+            return match next {
+                Next::Request | Next::Nothing => {}
+                Next::Close => Box::pin(wire.close()).await,
+                Next::Linger => Box::pin(wire.linger()).await,
+                Next::Tunnel(far) => Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
+            };
         }
     }
 }
@@ -79,6 +87,8 @@ struct Connection<S> {
     site: Arc<Site<S>>,
     stack: S,
     client: Arc<Client>,
+    /// The socket, which is away while the body of a request is read from it.
+    wire: Option<Wire>,
     born: u64,
     served: u32,
 }
@@ -86,7 +96,7 @@ struct Connection<S> {
 /// A request that was handed in.
 struct Begun<F> {
     answer: F,
-    held: Held,
+    away: Away,
     notes: Arc<Notes>,
     is_head: bool,
     is_old: bool,
@@ -98,18 +108,20 @@ struct Begun<F> {
 /// What follows an exchange.
 enum Next {
     /// Another request may come.
-    Request(Wire),
+    Request,
+    /// Nothing has come, and nothing was answered.
+    Close,
     /// The last answer is out; close so that it arrives.
-    Linger(Wire),
+    Linger,
     /// The connection belongs to a WebSocket now.
-    Tunnel(Wire, upgrade::FarEnd),
+    Tunnel(upgrade::FarEnd),
     /// It is gone.
     Nothing,
 }
 
-/// The connection during an exchange: here, or with the body that is being read.
-struct Held {
-    wire: Option<Wire>,
+/// What an exchange waits for beside its answer.
+struct Away {
+    /// Brings the socket back when the body has been read.
     body: Option<oneshot::Receiver<Returned>>,
     clean: bool,
     /// Interim answers on their way out.
@@ -124,7 +136,8 @@ where
     /// Waits for the first byte of a request. Empty lines do not count (RFC 9112 §2.2): the guard will count them.
     ///
     /// While Palisade drains, what has come is answered, and an idle connection ends; a new one has a moment for its request.
-    async fn next_bytes(&mut self, wire: &mut Wire) -> Result<(), Ended> {
+    async fn next_bytes(&mut self) -> Result<(), Ended> {
+        let wire = self.wire.as_mut().ok_or(Ended::Broken)?;
         if wire.input.is_empty() {
             wire.input = BytesMut::new();
         }
@@ -150,73 +163,69 @@ where
     }
 
     /// One request and its answer.
-    async fn exchange(&mut self, mut wire: Wire) -> Next {
+    async fn exchange(&mut self) -> Next {
         let started = Instant::now();
         if !self.sites.is_in_force(&self.site) {
             self.site = self.sites.current();
             self.stack = self.site.stack();
         }
         // What the request brings goes straight in: a future keeps room for whatever it names across a wait.
-        let Begun { answer, mut held, notes, is_head, is_old, keep, says_goodbye } = match self.read_head(&mut wire, started).await {
-            Ok(Some(arrived)) => match self.begin(arrived, wire) {
+        let Begun { answer, mut away, notes, is_head, is_old, keep, says_goodbye } = match self.read_head(started).await {
+            Ok(Some(arrived)) => match self.begin(arrived) {
                 Some(begun) => begun,
                 None => return Next::Nothing,
             },
             Ok(None) => return Next::Nothing,
-            Err(refusal) => return self.refuse(wire, started, refusal).await,
+            Err(refusal) => return Box::pin(self.refuse(started, refusal)).await,
         };
         let outcome = {
             let answer = pin!(answer);
-            held.wait_for(answer, &notes, is_old).await
+            away.wait_for(answer, &mut self.wire, &notes, is_old).await
         };
-        let Some(Ok(mut response)) = outcome else { return Next::Nothing };
-        let Some(Back { mut wire, clean, hints }) = held.take().await else { return Next::Nothing };
+        let response = match outcome {
+            Some(Ok(response)) => response,
+            Some(Err(never)) => match never {},
+            None => return Next::Nothing,
+        };
+        away.come_home(&mut self.wire);
+        let Some(wire) = &mut self.wire else { return Next::Nothing };
         if reply::is_to_nobody(&response) {
             return Next::Nothing;
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
-            let (parts, body) = response.into_parts();
             wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
-            return match wire.send(Outgoing { head: hints.head, data: response::switching(&parts) }).await {
-                Ok(()) => {
-                    drop(body);
-                    Next::Tunnel(wire, far)
-                }
-                Err(_) => Next::Nothing,
-            };
+            return Box::pin(switch(wire, away.hints.head, response)).await;
         }
         // Requests that came before the client closed its side are still answered (RFC 9112 §9.6).
         let has_more = !wire.has_ended() || !wire.input.is_empty();
-        let keep = keep && clean && has_more && self.may_go_on(wire.beat.now()) && !reply::closes(&response);
+        let now = wire.beat.now();
+        let keep = keep && away.clean && has_more && self.may_go_on(now) && !reply::closes(&response);
         others_first().await;
         let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
-        match reply::send(&mut wire, hints, response, shape, &self.site.rates, &self.site.timeouts).await {
-            Sent::Kept => Next::Request(wire),
+        let Some(wire) = &mut self.wire else { return Next::Nothing };
+        match reply::send(wire, away.hints, response, shape, &self.site.rates, &self.site.timeouts).await {
+            Sent::Kept => Next::Request,
             // The client has promised to send no more, and it has nothing on its way that would turn the answer into a reset.
             Sent::Last if says_goodbye && wire.closes_at_once() => Next::Nothing,
-            Sent::Last => Next::Linger(wire),
-            Sent::Broken => {
-                wire.abort();
-                Next::Nothing
-            }
+            Sent::Last => Next::Linger,
+            Sent::Broken => self.abort(),
         }
     }
 
     /// Hands a request in.
-    fn begin(&mut self, arrived: Arrived, wire: Wire) -> Option<Begun<S::Future>> {
+    fn begin(&mut self, arrived: Arrived) -> Option<Begun<S::Future>> {
         self.served = self.served.saturating_add(1);
-        wire.beat.unlimited();
         let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
         let notes = Arc::clone(&parts.extensions.get::<Arrival>()?.notes);
         // Behind a body some clients send an empty line more than they should (RFC 9112 §2.2).
         let says_goodbye = !keep && framing == Framing::None;
-        let (body, held) = self.body(wire, framing, expects_continue);
+        let (body, away) = self.body(framing, expects_continue)?;
         let answer = self.stack.call(Request::from_parts(parts, body));
-        Some(Begun { answer, held, notes, is_head, is_old, keep, says_goodbye })
+        Some(Begun { answer, away, notes, is_head, is_old, keep, says_goodbye })
     }
 
-    async fn read_head(&mut self, wire: &mut Wire, started: Instant) -> Result<Option<Arrived>, Refusal> {
+    async fn read_head(&mut self, started: Instant) -> Result<Option<Arrived>, Refusal> {
+        let Some(wire) = &mut self.wire else { return Ok(None) };
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.header.as_millis()));
         let mut scan = HeadScan::default();
         loop {
@@ -232,30 +241,31 @@ where
         }
     }
 
-    fn body(&self, mut wire: Wire, framing: Framing, invite: bool) -> (Received, Held) {
-        let here = |wire| Held { wire: Some(wire), body: None, clean: true, hints: Outgoing::default() };
-        let away = |home| Held { wire: None, body: Some(home), clean: false, hints: Outgoing::default() };
-        match framing {
-            Framing::None => (Received::None, here(wire)),
+    /// The body of a request, which takes the socket along unless it has come already.
+    fn body(&mut self, framing: Framing, invite: bool) -> Option<(Received, Away)> {
+        let wire = self.wire.as_mut()?;
+        wire.beat.unlimited();
+        let here = Away { body: None, clean: true, hints: Outgoing::default() };
+        let away = |home| Away { body: Some(home), clean: false, hints: Outgoing::default() };
+        Some(match framing {
+            Framing::None => (Received::None, here),
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(length) if length <= wire.input.len() => {
-                    let whole = wire.take(length);
-                    (Received::Whole(whole), here(wire))
-                }
+                Ok(length) if length <= wire.input.len() => (Received::Whole(wire.take(length)), here),
                 _ => {
-                    let (reader, home) = Reader::of_length(wire, length, self.site.limits, invite);
+                    let (reader, home) = Reader::of_length(self.wire.take()?, length, self.site.limits, invite);
                     (Received::One(Box::new(reader)), away(home))
                 }
             },
             Framing::Chunked => {
-                let (reader, home) = Reader::of_chunks(wire, self.site.limits, invite);
+                let (reader, home) = Reader::of_chunks(self.wire.take()?, self.site.limits, invite);
                 (Received::One(Box::new(reader)), away(home))
             }
-        }
+        })
     }
 
     /// Answers a request of which no layer knows, and closes.
-    async fn refuse(&mut self, mut wire: Wire, started: Instant, refusal: Refusal) -> Next {
+    async fn refuse(&mut self, started: Instant, refusal: Refusal) -> Next {
+        let Some(wire) = &mut self.wire else { return Next::Nothing };
         let (method, target) = request::glimpse(&wire.input);
         self.site.refused(&self.client, started, method, target, refusal);
         let to_head = method == b"HEAD";
@@ -263,14 +273,20 @@ where
             return Next::Nothing;
         }
         if self.site.bans.shuts_out(self.client.ip) {
-            wire.abort();
-            return Next::Nothing;
+            return self.abort();
         }
         wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
         match wire.send(Outgoing { head: reply::whole(&answer::bare(refusal), to_head), data: Bytes::new() }).await {
-            Ok(()) => Next::Linger(wire),
+            Ok(()) => Next::Linger,
             Err(_) => Next::Nothing,
         }
+    }
+
+    fn abort(&mut self) -> Next {
+        if let Some(wire) = self.wire.take() {
+            wire.abort();
+        }
+        Next::Nothing
     }
 
     fn may_go_on(&self, now: u64) -> bool {
@@ -280,24 +296,30 @@ where
     }
 }
 
-/// The connection when there is an answer for it.
-struct Back {
-    wire: Wire,
-    clean: bool,
-    hints: Outgoing,
+/// Tells the client that the connection is a WebSocket's from here on.
+async fn switch<B>(wire: &mut Wire, head: Bytes, mut response: Response<B>) -> Next {
+    let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
+    let (parts, body) = response.into_parts();
+    match wire.send(Outgoing { head, data: response::switching(&parts) }).await {
+        Ok(()) => {
+            drop(body);
+            Next::Tunnel(far)
+        }
+        Err(_) => Next::Nothing,
+    }
 }
 
-impl Held {
+impl Away {
     /// Waits for the answer, and meanwhile for the client to go away: a request that Puma has not seen yet is given up then.
     /// A client may close its sending side and still wait (RFC 9112 §9.6), so an admitted request is carried on.
-    async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, notes: &Notes, is_old: bool) -> Option<F::Output>
+    async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, wire: &mut Option<Wire>, notes: &Notes, is_old: bool) -> Option<F::Output>
     where
         F: Future<Output = Result<R, Infallible>>,
     {
         std::future::poll_fn(|cx| {
             let outcome = answer.as_mut().poll(cx);
-            self.come_home(cx);
-            let Some(wire) = &mut self.wire else { return outcome.map(Some) };
+            self.poll_home(cx, wire);
+            let Some(wire) = wire else { return outcome.map(Some) };
             if !is_old {
                 for fields in notes.take_hints() {
                     let mut all = self.hints.head.to_vec();
@@ -325,26 +347,28 @@ impl Held {
         .await
     }
 
-    fn come_home(&mut self, cx: &mut Context<'_>) {
+    fn poll_home(&mut self, cx: &mut Context<'_>, wire: &mut Option<Wire>) {
         if let Some(body) = &mut self.body
             && let Poll::Ready(returned) = Pin::new(body).poll(cx)
         {
-            self.body = None;
-            if let Ok(Returned { wire, clean }) = returned {
-                self.wire = Some(wire);
-                self.clean = clean;
-            }
+            self.has_returned(returned.ok(), wire);
         }
     }
 
-    /// The connection, once whoever had the body is done.
-    async fn take(mut self) -> Option<Back> {
-        std::future::poll_fn(|cx| {
-            self.come_home(cx);
-            Poll::Ready(())
-        })
-        .await;
-        self.wire.map(|wire| Back { wire, clean: self.clean, hints: self.hints })
+    /// The socket is back once whoever had the body is done, as all are who have answered.
+    fn come_home(&mut self, wire: &mut Option<Wire>) {
+        if let Some(body) = &mut self.body {
+            let returned = body.try_recv().ok();
+            self.has_returned(returned, wire);
+        }
+    }
+
+    fn has_returned(&mut self, returned: Option<Returned>, wire: &mut Option<Wire>) {
+        self.body = None;
+        if let Some(Returned { wire: here, clean }) = returned {
+            *wire = Some(here);
+            self.clean = clean;
+        }
     }
 }
 

@@ -7,13 +7,14 @@
 
 use std::{
     cell::RefCell,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
     time::SystemTime,
 };
 
 use bytes::{Buf, Bytes};
 use http::{Response, response};
+use pin_project_lite::pin_project;
 
 use super::{
     request::give_back,
@@ -77,14 +78,14 @@ pub fn whole(response: &Response<Bytes>, to_head: bool) -> Bytes {
 }
 
 /// Writes `first`, the rest of interim answers, and then the answer.
-pub async fn send<B: Relay>(
-    wire: &mut Wire,
+pub fn send<'a, B: Relay>(
+    wire: &'a mut Wire,
     first: Outgoing,
     response: Response<B>,
     shape: Shape,
-    rates: &Rates,
+    rates: &'a Rates,
     timeouts: &Timeouts,
-) -> Sent {
+) -> Send<'a, B> {
     let (parts, body) = response.into_parts();
     let length = body.size_hint().exact();
     let frame = Frame::of(parts.status, shape.to_head, shape.is_old, length);
@@ -93,8 +94,7 @@ pub async fn send<B: Relay>(
         (true, true) => Persistence::KeepOld,
         (true, false) => Persistence::Keep,
     };
-    let mut body = pin!(body);
-    let mut sending = Sending {
+    let sending = Sending {
         wire,
         out: first,
         head: Some(parts),
@@ -107,17 +107,37 @@ pub async fn send<B: Relay>(
         stall: timeouts.write_stall,
         rates,
     };
-    let end = std::future::poll_fn(|cx| sending.poll(cx, body.as_mut(), persistence, shape.at)).await;
-    wire.beat.unlimited();
-    match end {
-        Ok(()) => {
-            body.settle(End::Ok);
-            if persistence == Persistence::Close { Sent::Last } else { Sent::Kept }
-        }
-        Err(end) => {
-            body.settle(end);
-            Sent::Broken
-        }
+    Send { sending, body, persistence, at: shape.at }
+}
+
+pin_project! {
+    /// The future of [`send`]; made by hand, as an `async fn` keeps room for what it is given and for what it makes of it.
+    pub struct Send<'a, B> {
+        sending: Sending<'a>,
+        #[pin]
+        body: B,
+        persistence: Persistence,
+        at: SystemTime,
+    }
+}
+
+impl<B: Relay> Future for Send<'_, B> {
+    type Output = Sent;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Sent> {
+        let mut this = self.project();
+        let end = ready!(this.sending.poll(cx, this.body.as_mut(), *this.persistence, *this.at));
+        this.sending.wire.beat.unlimited();
+        Poll::Ready(match end {
+            Ok(()) => {
+                this.body.settle(End::Ok);
+                if *this.persistence == Persistence::Close { Sent::Last } else { Sent::Kept }
+            }
+            Err(end) => {
+                this.body.settle(end);
+                Sent::Broken
+            }
+        })
     }
 }
 

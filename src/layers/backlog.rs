@@ -2,8 +2,8 @@
 //!
 //! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets, and what comes
 //! meanwhile waits in memory. The file starts with a hole, so that what the client was offered and did not take can be put back
-//! in front. It is cut back to nothing whenever the client has caught up. A disk that is full or broken takes nothing more; what
-//! it did not take stays in memory.
+//! in front. It goes back, empty, whenever the client has caught up. A disk that is full or broken takes nothing more; what it
+//! did not take stays in memory.
 
 use std::{
     collections::VecDeque,
@@ -19,10 +19,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
-use super::{
-    budget::Reserved,
-    spill::{Store, finished, unlinked},
-};
+use super::{budget::Reserved, files::finished, spill::Store};
 use crate::{
     accept::client::ClientKey,
     log::{Level, event},
@@ -163,13 +160,13 @@ impl Backlog {
     }
 
     fn write(&mut self, pieces: Vec<Bytes>, start: u64) {
-        let (file, dir) = (self.file.clone(), self.dir.clone());
+        let (file, dir, files) = (self.file.clone(), self.dir.clone(), self.store.files.clone());
         let length = pieces.iter().map(Bytes::len).sum();
-        let result = self.store.run(move || {
+        let result = self.store.files.run(move || {
             let written = (|| {
                 let file = match file {
                     Some(file) => file,
-                    None => Arc::new(unlinked(&dir)?),
+                    None => Arc::new(files.open(&dir)?),
                 };
                 let mut end = start;
                 for piece in &pieces {
@@ -237,7 +234,7 @@ impl Backlog {
                 Some(file) if waiting > 0 => {
                     let (file, at) = (Arc::clone(file), self.read);
                     let size = usize::try_from(waiting).unwrap_or(usize::MAX).min(most);
-                    self.work = Work::Reading(self.store.run(move || {
+                    self.work = Work::Reading(self.store.files.run(move || {
                         let mut bytes = vec![0; size];
                         file.read_exact_at(&mut bytes, at)?;
                         Ok(bytes.into())
@@ -251,10 +248,23 @@ impl Backlog {
         }
     }
 
-    /// The client has caught up: the file is empty again, and its budget free.
+    /// The client has caught up: the file goes back, and its budget is free.
     fn rewind(&mut self) {
-        (self.written, self.read, self.taken, self.file) = (HOLE, HOLE, 0, None);
+        (self.written, self.read, self.taken) = (HOLE, HOLE, 0);
+        self.close();
         self.reserved.clear();
+    }
+
+    fn close(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.store.files.close(file, self.dir.clone());
+        }
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

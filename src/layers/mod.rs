@@ -20,6 +20,7 @@ pub mod client_address;
 pub mod conceal;
 pub mod content_type;
 pub mod field_policy;
+pub mod files;
 #[cfg(test)]
 mod fixture;
 pub mod forwarded;

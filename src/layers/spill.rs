@@ -9,17 +9,16 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::Arc,
 };
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use super::{
     budget::{Account, Reserved},
+    files::{Files, finished},
     passage::Passages,
     standing::Standing,
 };
@@ -54,13 +53,16 @@ pub struct Store {
     pub standing: Arc<Standing>,
     /// For answers that go from Puma to the disk.
     pub passages: Passages,
-    jobs: mpsc::Sender<Job>,
+    /// Where they are on disk.
+    pub files: Files,
 }
 
 /// Bytes in an unlinked file; the budget gets them back when it is dropped.
 #[derive(Debug)]
 pub struct Spilled {
-    file: Arc<File>,
+    /// Here until it is dropped.
+    file: Option<Arc<File>>,
+    dir: PathBuf,
     len: u64,
     store: Arc<Store>,
     reserved: Reserved,
@@ -72,8 +74,6 @@ pub struct Reader<'a> {
     spilled: &'a Spilled,
     at: u64,
 }
-
-type Job = Box<dyn FnOnce() + Send>;
 
 impl Default for Config {
     fn default() -> Self {
@@ -99,31 +99,15 @@ impl Config {
 }
 
 impl Store {
-    /// Tries the folder, and starts the two threads that do the reading and writing.
+    /// Tries the folder, and starts the threads that do the reading and writing.
     pub fn start(config: &Config) -> io::Result<Arc<Self>> {
-        // A folder that cannot be written to would otherwise be found out by the first large upload.
-        drop(unlinked(&config.dir)?);
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for n in 0..THREADS {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
-                loop {
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    match job {
-                        Ok(job) => job(),
-                        Err(mpsc::RecvError) => return,
-                    }
-                }
-            })?;
-        }
         let [(memory, memory_share), (disk, disk_share)] = config.limits();
         Ok(Arc::new(Store {
             memory: Account::new(memory, memory_share),
             disk: Account::new(disk, disk_share),
             standing: Standing::new(),
             passages: Passages::new(),
-            jobs,
+            files: Files::start(&config.dir)?,
         }))
     }
 
@@ -133,26 +117,14 @@ impl Store {
         self.memory.resize(memory, memory_share);
         self.disk.resize(disk, disk_share);
     }
-
-    /// Runs blocking work on a thread for it.
-    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> oneshot::Receiver<io::Result<T>> {
-        let (done, result) = oneshot::channel();
-        let job: Job = Box::new(move || {
-            drop(done.send(work()));
-        });
-        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
-            drop(job);
-        }
-        result
-    }
 }
 
 impl Spilled {
     /// A file of no bytes yet.
     pub async fn create(store: &Arc<Store>, dir: &Path, reserved: Reserved) -> io::Result<Self> {
-        let dir = dir.to_owned();
-        let file = finished(store.run(move || unlinked(&dir)).await)?;
-        Ok(Spilled { file: Arc::new(file), len: 0, store: Arc::clone(store), reserved })
+        let (dir, files) = (dir.to_owned(), store.files.clone());
+        let (file, dir) = finished(store.files.run(move || Ok((files.open(&dir)?, dir))).await)?;
+        Ok(Spilled { file: Some(Arc::new(file)), dir, len: 0, store: Arc::clone(store), reserved })
     }
 
     /// Appends. Fails with `QuotaExceeded` when the disk budget has no room.
@@ -160,8 +132,8 @@ impl Spilled {
         if !self.reserved.grow(bytes.len() as u64) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let (file, at, length) = (Arc::clone(&self.file), self.len, bytes.len() as u64);
-        finished(self.store.run(move || file.write_all_at(&bytes, at)).await)?;
+        let (file, at, length) = (self.file()?, self.len, bytes.len() as u64);
+        finished(self.store.files.run(move || file.write_all_at(&bytes, at)).await)?;
         self.len = self.len.saturating_add(length);
         Ok(())
     }
@@ -183,7 +155,19 @@ impl Spilled {
 
     /// Reads at a place; blocks for as long as the disk takes. For short looks at what was just written.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(into, offset)
+        self.file()?.read_at(into, offset)
+    }
+
+    fn file(&self) -> io::Result<Arc<File>> {
+        self.file.clone().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Drop for Spilled {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.store.files.close(file, std::mem::take(&mut self.dir));
+        }
     }
 }
 
@@ -194,11 +178,12 @@ impl Reader<'_> {
         if left == 0 {
             return Ok(None);
         }
-        let (file, at) = (Arc::clone(&self.spilled.file), self.at);
+        let (file, at) = (self.spilled.file()?, self.at);
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
         let piece = finished(
             self.spilled
                 .store
+                .files
                 .run(move || {
                     let mut piece = vec![0; size];
                     file.read_exact_at(&mut piece, at)?;
@@ -209,30 +194,6 @@ impl Reader<'_> {
         self.at = self.at.saturating_add(piece.len() as u64);
         Ok(Some(piece))
     }
-}
-
-/// A new file that has no name.
-pub fn unlinked(dir: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(fd) => Ok(File::from(fd)),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => named_then_unlinked(dir),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// The result of a job; a job that never ran failed.
-pub fn finished<T>(result: Result<io::Result<T>, oneshot::error::RecvError>) -> io::Result<T> {
-    result.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
-}
-
-/// For file systems without `O_TMPFILE`: the name lives for two system calls.
-fn named_then_unlinked(dir: &Path) -> io::Result<File> {
-    let path = dir.join(format!(".palisade-{:032x}", fastrand::u128(..)));
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
-    rustix::fs::unlink(&path)?;
-    Ok(File::from(fd))
 }
 
 /// The memory limit of this process's cgroup, or the machine's memory.
@@ -246,7 +207,6 @@ pub fn available_memory() -> u64 {
     cgroup.unwrap_or(machine).min(machine)
 }
 
-const THREADS: usize = 2;
 /// Bytes read back at once.
 const PIECE: usize = 256 * 1024;
 
@@ -285,16 +245,8 @@ mod tests {
         let (dir, config) = config(1 << 20);
         let store = Store::start(&config).unwrap();
         let spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
-        let meta = spilled.file.metadata().unwrap();
+        let meta = spilled.file().unwrap().metadata().unwrap();
         assert_eq!((meta.nlink(), meta.mode() & 0o777), (0, 0o600));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_file_system_without_tmpfile_leaves_no_name_either() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = named_then_unlinked(dir.path()).unwrap();
-        file.write_all_at(b"x", 0).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

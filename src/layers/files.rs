@@ -1,0 +1,202 @@
+//! Unlinked files of mode 0600, and the two threads that do all that may wait for a disk.
+//!
+//! Threats: exhaustion and exposure. A file never has a name (`O_TMPFILE`), so it is gone with its last handle whatever happens to the
+//! process, and a sick disk blocks no event loop. Files that nobody needs any more are emptied and used again, as long as the
+//! disk has something to do: ext4 passes over inodes that were freed in the last minutes, one by one (`recently_deleted`), so
+//! that clients who come, stop and go would make each new file dearer than the last.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
+};
+
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::oneshot;
+
+/// The threads, and the files that wait to be used again. Clones share both.
+#[derive(Clone, Debug)]
+pub struct Files {
+    jobs: mpsc::Sender<Job>,
+    spare: Arc<Mutex<Spare>>,
+}
+
+/// Emptied files of one folder.
+#[derive(Debug, Default)]
+struct Spare {
+    dir: PathBuf,
+    files: Vec<File>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Files {
+    /// Tries the folder, and starts the threads.
+    pub fn start(dir: &Path) -> io::Result<Self> {
+        // A folder that cannot be written to would otherwise be found out by the first large upload.
+        drop(unlinked(dir)?);
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (queue, files) = (Arc::new(Mutex::new(queue)), Files { jobs, spare: Arc::default() });
+        for n in 0..THREADS {
+            let (queue, spare) = (Arc::clone(&queue), Arc::clone(&files.spare));
+            std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(IDLE);
+                    match job {
+                        Ok(job) => job(),
+                        Err(mpsc::RecvTimeoutError::Timeout) => lock(&spare).files = Vec::new(),
+                        Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+            })?;
+        }
+        Ok(files)
+    }
+
+    /// Runs blocking work on a thread for it.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> oneshot::Receiver<io::Result<T>> {
+        let (done, result) = oneshot::channel();
+        self.submit(Box::new(move || drop(done.send(work()))));
+        result
+    }
+
+    /// An empty file. May wait for the disk.
+    pub fn open(&self, dir: &Path) -> io::Result<File> {
+        let spare = Some(lock(&self.spare)).filter(|spare| spare.dir == dir).and_then(|mut spare| spare.files.pop());
+        spare.map_or_else(|| unlinked(dir), Ok)
+    }
+
+    /// Has a file emptied, for whoever needs the next one in this folder.
+    pub fn close(&self, file: Arc<File>, dir: PathBuf) {
+        let spare = Arc::clone(&self.spare);
+        self.submit(Box::new(move || {
+            // One that somebody still reads closes when he is done.
+            let Some(file) = Arc::into_inner(file).filter(|file| file.set_len(0).is_ok()) else { return };
+            let mut spare = lock(&spare);
+            if spare.dir != dir {
+                *spare = Spare { dir, files: Vec::new() };
+            }
+            if spare.files.len() < MOST {
+                spare.files.push(file);
+            }
+        }));
+    }
+
+    fn submit(&self, job: Job) {
+        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+            drop(job);
+        }
+    }
+}
+
+fn lock(spare: &Mutex<Spare>) -> MutexGuard<'_, Spare> {
+    spare.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A new file that has no name.
+fn unlinked(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(fd) => Ok(File::from(fd)),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => named_then_unlinked(dir),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The result of a job; a job that never ran failed.
+pub fn finished<T>(result: Result<io::Result<T>, oneshot::error::RecvError>) -> io::Result<T> {
+    result.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+}
+
+/// For file systems without `O_TMPFILE`: the name lives for two system calls.
+fn named_then_unlinked(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!(".palisade-{:032x}", fastrand::u128(..)));
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::unlink(&path)?;
+    Ok(File::from(fd))
+}
+
+const THREADS: usize = 2;
+/// Files that wait to be used again, at most: a descriptor each.
+const MOST: usize = 256;
+/// They go when the disk has had nothing to do for so long.
+const IDLE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    async fn settled(files: &Files) {
+        // Two threads: each of them is at a job of ours once both have come back.
+        for _ in 0..4 {
+            finished(files.run(|| Ok(std::thread::sleep(Duration::from_millis(5)))).await).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_used_again_is_empty_and_has_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::start(dir.path()).unwrap();
+        let file = Arc::new(files.open(dir.path()).unwrap());
+        file.write_all_at(b"of the last client", 0).unwrap();
+        let inode = file.metadata().unwrap().ino();
+        files.close(file, dir.path().to_owned());
+        settled(&files).await;
+        let again = files.open(dir.path()).unwrap();
+        let meta = again.metadata().unwrap();
+        assert_eq!((meta.ino(), meta.len(), meta.nlink(), meta.mode() & 0o777), (inode, 0, 0, 0o600));
+        assert_ne!(files.open(dir.path()).unwrap().metadata().unwrap().ino(), inode);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_another_folder_is_not_used() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = Files::start(dir.path()).unwrap();
+        files.close(Arc::new(files.open(dir.path()).unwrap()), dir.path().to_owned());
+        settled(&files).await;
+        drop(files.open(other.path()).unwrap());
+        assert_eq!(lock(&files.spare).files.len(), 1);
+        files.close(Arc::new(files.open(other.path()).unwrap()), other.path().to_owned());
+        settled(&files).await;
+        let spare = lock(&files.spare);
+        assert_eq!((spare.files.len(), spare.dir.as_path()), (1, other.path()));
+    }
+
+    #[tokio::test]
+    async fn they_are_bounded_and_go_when_the_disk_has_nothing_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::start(dir.path()).unwrap();
+        let open: Vec<_> = (0..MOST + 10).map(|_| Arc::new(files.open(dir.path()).unwrap())).collect();
+        open.into_iter().for_each(|file| files.close(file, dir.path().to_owned()));
+        settled(&files).await;
+        assert_eq!(lock(&files.spare).files.len(), MOST);
+        tokio::time::sleep(IDLE * 2 + Duration::from_millis(500)).await;
+        assert_eq!(lock(&files.spare).files.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_still_read_is_not_given_to_anybody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::start(dir.path()).unwrap();
+        let file = Arc::new(files.open(dir.path()).unwrap());
+        let read = Arc::clone(&file);
+        files.close(file, dir.path().to_owned());
+        settled(&files).await;
+        assert!(lock(&files.spare).files.is_empty());
+        drop(read);
+    }
+
+    #[test]
+    fn a_file_system_without_tmpfile_leaves_no_name_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = named_then_unlinked(dir.path()).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

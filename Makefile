@@ -2,15 +2,32 @@
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
+STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
+FLAGS =
+TARGET = $(CURDIR)/target
+# What a request's way is like, for the compiler (`make profile`). Where RUSTFLAGS is set, cargo takes that instead.
+PROFILE = "-Cprofile-use=$(CURDIR)/benches/palisade.profdata", "-Cllvm-args=-no-pgo-warn-mismatch"
+RELEASE = $(CARGO) build --release --locked --config 'build.rustflags=[$(FLAGS)$(PROFILE)]'
 
-.PHONY: demo build test lint check reference fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
+.PHONY: demo build static profile test lint check reference fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
 
 # A small Rack app on real Puma behind Palisade, on loopback only; ends with Ctrl-C.
 demo: build
 	@deploy/demo/demo.sh target/release/palisade
 
 build:
-	$(CARGO) build --release --locked
+	$(RELEASE)
+
+# For an empty image: target/<machine>-unknown-linux-gnu/release/palisade.
+static: FLAGS = "-Ctarget-feature=+crt-static",
+static:
+	$(RELEASE) --target $(STATIC_TARGET)
+
+# Measures anew what `build` compiles for, after a change of what a request meets. benches/profile.py says what it needs.
+profile:
+	CARGO_TARGET_DIR=$(TARGET)/counters RUSTFLAGS="-Cprofile-generate=$(TARGET)/counters/raw" $(CARGO) build --release --locked --bin palisade
+	@rustc --edition 2024 -O benches/origin.rs -o $(TARGET)/counters/release/origin
+	CARGO_TARGET_DIR=$(TARGET)/counters benches/profile.py --raw $(TARGET)/counters/raw
 
 # Every test, unit to end-to-end, against a real Puma. Says what it skipped and why; with CI set, a skip is a failure.
 test:
@@ -44,7 +61,7 @@ bench: bench-build
 	@benches/bench.py $(if $(INSTALL),--install) $(BENCH)
 
 bench-build:
-	@$(CARGO) build --release --locked
+	@$(RELEASE)
 	@rustc --edition 2024 -O benches/origin.rs -o $${CARGO_TARGET_DIR:-target}/release/origin
 
 # The price of the guard and of each layer.

@@ -25,7 +25,7 @@ trap cleanup EXIT
 echo "== the static binary"
 binary=${1:-}
 if [ -z "$binary" ]; then
-  RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --target "$target"
+  make static
   binary=${CARGO_TARGET_DIR:-target}/$target/release/palisade
 fi
 ldd "$binary" 2>&1 | grep -q "statically linked" || { echo "$binary is not static" >&2; exit 1; }

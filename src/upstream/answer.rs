@@ -185,6 +185,8 @@ impl Streaming {
             let read = match self.framing {
                 Framing::Length(left) => {
                     let most = left.min(LARGEST_PIECE as u64).saturating_sub(self.buffer.len() as u64);
+                    // With room for a byte behind the last one the socket is known to be empty without being asked again.
+                    let most = most.saturating_add(u64::from(left <= LARGEST_PIECE as u64));
                     poll_read_up_to(stream, cx, &mut self.buffer, most)
                 }
                 Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer, SCRATCH_SIZE),

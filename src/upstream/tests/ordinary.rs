@@ -43,13 +43,16 @@ async fn a_method_that_puma_may_refuse_gets_a_connection_of_its_own() {
 
 #[tokio::test]
 async fn bytes_behind_an_answer_cost_the_connection_and_reach_nobody() {
-    let mut surplus = ok("one");
-    surplus.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
-    let puma = Scripted::new(vec![Say::Keep(surplus), Say::Keep(ok("two"))]);
-    let way = Way::new(kept(&puma.address));
-    assert_eq!(way.get("/1").await.unwrap().1, "one");
-    assert_eq!(way.get("/2").await.unwrap().1, "two");
-    assert_eq!(puma.connections(), [0, 1]);
+    for length in [3, 60_000, 64 * 1024, 64 * 1024 + 1, 200_000] {
+        let body = "x".repeat(length);
+        let mut surplus = ok(&body);
+        surplus.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
+        let puma = Scripted::new(vec![Say::Keep(surplus), Say::Keep(ok("two"))]);
+        let way = Way::new(kept(&puma.address));
+        assert_eq!(way.get("/1").await.unwrap().1, body);
+        assert_eq!(way.get("/2").await.unwrap().1, "two");
+        assert_eq!(puma.connections(), [0, 1], "{length}");
+    }
 }
 
 #[tokio::test]

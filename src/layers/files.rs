@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Resource, getrlimit},
+};
 use tokio::sync::oneshot;
 
 /// The threads, and the files that wait to be used again. Clones share both.
@@ -21,6 +24,7 @@ use tokio::sync::oneshot;
 pub struct Files {
     jobs: mpsc::Sender<Job>,
     spare: Arc<Mutex<Spare>>,
+    most: usize,
 }
 
 /// Emptied files of one folder.
@@ -38,7 +42,7 @@ impl Files {
         // A folder that cannot be written to would otherwise be found out by the first large upload.
         drop(unlinked(dir)?);
         let (jobs, queue) = mpsc::channel::<Job>();
-        let (queue, files) = (Arc::new(Mutex::new(queue)), Files { jobs, spare: Arc::default() });
+        let (queue, files) = (Arc::new(Mutex::new(queue)), Files { jobs, spare: Arc::default(), most: most() });
         for n in 0..THREADS {
             let (queue, spare) = (Arc::clone(&queue), Arc::clone(&files.spare));
             std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
@@ -70,7 +74,7 @@ impl Files {
 
     /// Has a file emptied, for whoever needs the next one in this folder.
     pub fn close(&self, file: Arc<File>, dir: PathBuf) {
-        let spare = Arc::clone(&self.spare);
+        let (spare, most) = (Arc::clone(&self.spare), self.most);
         self.submit(Box::new(move || {
             // One that somebody still reads closes when he is done.
             let Some(file) = Arc::into_inner(file).filter(|file| file.set_len(0).is_ok()) else { return };
@@ -78,7 +82,7 @@ impl Files {
             if spare.dir != dir {
                 *spare = Spare { dir, files: Vec::new() };
             }
-            if spare.files.len() < MOST {
+            if spare.files.len() < most {
                 spare.files.push(file);
             }
         }));
@@ -119,9 +123,17 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
+/// How many files may wait to be used again: a descriptor each, of which connections must not run short.
+fn most() -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(descriptors / PART).unwrap_or(MOST).min(MOST)
+}
+
 const THREADS: usize = 2;
-/// Files that wait to be used again, at most: a descriptor each.
+/// Files that wait to be used again, at most ...
 const MOST: usize = 256;
+/// ... and this part of the descriptors of the process.
+const PART: u64 = 32;
 /// They go when the disk has had nothing to do for so long.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -172,10 +184,11 @@ mod tests {
     async fn they_are_bounded_and_go_when_the_disk_has_nothing_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::start(dir.path()).unwrap();
-        let open: Vec<_> = (0..MOST + 10).map(|_| Arc::new(files.open(dir.path()).unwrap())).collect();
+        let open: Vec<_> = (0..files.most + 10).map(|_| Arc::new(files.open(dir.path()).unwrap())).collect();
         open.into_iter().for_each(|file| files.close(file, dir.path().to_owned()));
         settled(&files).await;
-        assert_eq!(lock(&files.spare).files.len(), MOST);
+        assert_eq!(lock(&files.spare).files.len(), files.most);
+        assert!(files.most > 0 && files.most <= MOST);
         tokio::time::sleep(IDLE * 2 + Duration::from_millis(500)).await;
         assert_eq!(lock(&files.spare).files.len(), 0);
     }

@@ -473,6 +473,7 @@ mod tests {
         fastrand::seed(7);
         // While a blocking task runs the paused clock stands, however long the disk takes.
         let (end, until_end) = std::sync::mpsc::channel::<()>();
+        #[expect(clippy::disallowed_methods, reason = "the clock heeds blocking tasks of the runtime only")]
         let clock = tokio::task::spawn_blocking(move || until_end.recv());
         for round in 0..15 {
             let sizes: Vec<usize> = (0..fastrand::usize(2..16)).map(|_| fastrand::usize(1..40_000)).collect();

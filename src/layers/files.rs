@@ -146,7 +146,11 @@ mod tests {
     async fn settled(files: &Files) {
         // Two threads: each of them is at a job of ours once both have come back.
         for _ in 0..4 {
-            finished(files.run(|| Ok(std::thread::sleep(Duration::from_millis(5)))).await).unwrap();
+            let pause = || {
+                std::thread::sleep(Duration::from_millis(5));
+                Ok(())
+            };
+            finished(files.run(pause).await).unwrap();
         }
     }
 

@@ -65,16 +65,21 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// The pids of its children, such as Puma's workers.
+    /// The pids of its children, such as Puma's workers, whichever of its threads started them.
     pub fn children(&self) -> Vec<u32> {
-        let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
-        list.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        lists.flat_map(|list| list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>()).collect()
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The children first: without their parent they would live on until they notice.
+        // The children first: without their parent they would live on until they notice. It stands still meanwhile, or it would
+        // start others.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            kill_process(pid(self.child.id()), Signal::STOP).ok();
+        }
         for child in self.children() {
             // It may have ended in between, which is just as good.
             kill_process(pid(child), Signal::KILL).ok();

@@ -2,9 +2,8 @@
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
-STATIC_TARGET ?= $(shell uname -m)-unknown-linux-gnu
 FLAGS =
-TARGET = $(CURDIR)/target
+COUNTERS = $(CURDIR)/target/counters
 # What a request's way is like, for the compiler (`make profile`). Where RUSTFLAGS is set, cargo takes that instead.
 PROFILE = "-Cprofile-use=$(CURDIR)/benches/palisade.profdata", "-Cllvm-args=-no-pgo-warn-mismatch"
 RELEASE = $(CARGO) build --release --locked --config 'build.rustflags=[$(FLAGS)$(PROFILE)]'
@@ -21,13 +20,13 @@ build:
 # For an empty image: target/<machine>-unknown-linux-gnu/release/palisade.
 static: FLAGS = "-Ctarget-feature=+crt-static",
 static:
-	$(RELEASE) --target $(STATIC_TARGET)
+	$(RELEASE) --target $(shell uname -m)-unknown-linux-gnu
 
 # Measures anew what `build` compiles for, after a change of what a request meets. benches/profile.py says what it needs.
 profile:
-	CARGO_TARGET_DIR=$(TARGET)/counters RUSTFLAGS="-Cprofile-generate=$(TARGET)/counters/raw" $(CARGO) build --release --locked --bin palisade
-	@rustc --edition 2024 -O benches/origin.rs -o $(TARGET)/counters/release/origin
-	CARGO_TARGET_DIR=$(TARGET)/counters benches/profile.py --raw $(TARGET)/counters/raw
+	CARGO_TARGET_DIR=$(COUNTERS) RUSTFLAGS="-Cprofile-generate=$(COUNTERS)/raw" $(CARGO) build --release --locked --bin palisade
+	@rustc --edition 2024 -O benches/origin.rs -o $(COUNTERS)/release/origin
+	CARGO_TARGET_DIR=$(COUNTERS) benches/profile.py --raw $(COUNTERS)/raw $(if $(INSTALL),--install)
 
 # Every test, unit to end-to-end, against a real Puma. Says what it skipped and why; with CI set, a skip is a failure.
 test:

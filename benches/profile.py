@@ -4,17 +4,14 @@
     make profile               # builds with counters, runs the load, writes benches/palisade.profdata, to be committed
 
 `make build` compiles with that file: what is taken often comes together, what is not is laid aside. A profile that is older than
-the code does no harm, and helps less. Needs wrk, h2load, openssl and llvm-profdata (Debian's llvm-19, or any not older).
+the code does no harm, and helps less. Needs wrk, h2load, openssl and llvm-profdata-19; `make profile INSTALL=1` installs what is missing from Debian's packages.
 
 The load is of successes, as HTTP/1, over TLS, as HTTP/2, with the fields of a browser, with small and large bodies both ways,
 and with a connection for each request; never a Puma that sleeps or a client that is slow: neither is what a processor is short for.
 """
 
 import argparse
-import os
 import pathlib
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,20 +21,22 @@ import instructions
 import stand
 
 PROFILE = stand.HERE / "palisade.profdata"
+# Reads what a newer LLVM's counters wrote: tried with that of rustc 1.95.
+MERGER = "llvm-profdata-19"
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--raw", required=True, type=pathlib.Path, help="the folder that the binary was built to write its counters to")
+    arguments.add_argument("--install", action="store_true")
     given = arguments.parse_args()
-    stand.need(["wrk", "h2load", "openssl"])
+    stand.need(["wrk", "h2load", "openssl", MERGER], given.install)
     stand.end_well()
-    merge = merger()
     for old in given.raw.glob("*.profraw"):
         old.unlink()
     with stand.Stand() as place:
         # The sandbox would forbid the file that is written at the end.
-        servers = [place.proxy("palisade", unix=unix, keys=["server.sandbox=off"], workers=1) for unix in (False, True)]
+        servers = [place.proxy("palisade", unix=unix, keys=["server.sandbox=off"]) for unix in (False, True)]
         for server, name in [(servers[0], name) for name in bench.WORKLOADS if name != "unix"] + [(servers[1], "unix")]:
             done = bench.measure(place, server, 2, **bench.WORKLOADS[name][1])
             if done["errors"] or not done["requests"]:
@@ -51,18 +50,8 @@ def main():
     raw = sorted(given.raw.glob("*.profraw"))
     if not raw:
         sys.exit(f"nothing in {given.raw}: {stand.TARGET / 'palisade'} has no counters")
-    subprocess.run([merge, "merge", "--sparse", "-o", PROFILE, *raw], check=True)
+    subprocess.run([MERGER, "merge", "--sparse", "-o", PROFILE, *raw], check=True)
     print(f"{PROFILE.relative_to(stand.HERE.parent)}, {PROFILE.stat().st_size >> 10} KiB, is written")
-
-
-def merger():
-    """The newest llvm-profdata: one that is older than the compiler's LLVM may not read what it wrote."""
-    folders = os.environ["PATH"].split(os.pathsep)
-    names = {path.name for folder in folders for path in pathlib.Path(folder).glob("llvm-profdata*")}
-    newest = max(names, key=lambda name: int((re.search(r"\d+$", name) or ["0"])[0]), default=None)
-    if not newest:
-        sys.exit("missing: llvm-profdata. Debian has it in the package llvm-19 (bookworm) or llvm.")
-    return shutil.which(newest)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "release"
 CPUS = sorted(os.sched_getaffinity(0))
 PROXY_CPU, ORIGIN_CPU, LOAD_CPU = CPUS[0], CPUS[1 % len(CPUS)], CPUS[2 % len(CPUS)] if len(CPUS) > 2 else CPUS[-1]
-PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl", "valgrind": "valgrind"}
+PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl", "valgrind": "valgrind", "llvm-profdata-19": "llvm-19"}
 
 NGINX = """
 daemon off; worker_processes {workers}; worker_rlimit_nofile {files}; user {user}; pid {dir}/nginx.pid; error_log {dir}/nginx.log error;
@@ -254,7 +254,7 @@ def need(programs, install=False):
     missing = sorted({PACKAGES[program] for program in programs if not shutil.which(program, path=SEARCH)})
     os.environ["PATH"] = SEARCH
     if missing and not install:
-        sys.exit(f"missing: {' '.join(missing)}. `make bench INSTALL=1` installs them from Debian's packages, and nothing else does.")
+        sys.exit(f"missing: {' '.join(missing)}. The same command with INSTALL=1 installs them from Debian's packages, and nothing else does.")
     if missing:
         root = [] if os.getuid() == 0 else ["sudo"]
         subprocess.run([*root, "apt-get", "update", "-qq"], check=True)

@@ -7,7 +7,6 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io,
     os::unix::fs::FileExt,
     path::PathBuf,
@@ -19,7 +18,11 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
-use super::{budget::Reserved, files::finished, spill::Store};
+use super::{
+    budget::Reserved,
+    files::{Unlinked, finished},
+    spill::Store,
+};
 use crate::{
     accept::client::ClientKey,
     log::{Level, event},
@@ -31,7 +34,7 @@ use crate::{
 pub struct Backlog {
     store: Arc<Store>,
     dir: PathBuf,
-    file: Option<Arc<File>>,
+    file: Option<Arc<Unlinked>>,
     /// Comes first, and the disk did not take it.
     front: VecDeque<Bytes>,
     /// Came last, not yet in the file.
@@ -62,7 +65,7 @@ enum Work {
 
 #[derive(Debug)]
 enum Outcome {
-    Written { file: Arc<File>, start: u64, end: u64 },
+    Written { file: Arc<Unlinked>, start: u64, end: u64 },
     Refused { error: io::Error, pieces: Vec<Bytes>, start: u64 },
 }
 
@@ -250,21 +253,8 @@ impl Backlog {
 
     /// The client has caught up: the file goes back, and its budget is free.
     fn rewind(&mut self) {
-        (self.written, self.read, self.taken) = (HOLE, HOLE, 0);
-        self.close();
+        (self.written, self.read, self.taken, self.file) = (HOLE, HOLE, 0, None);
         self.reserved.clear();
-    }
-
-    fn close(&mut self) {
-        if let Some(file) = self.file.take() {
-            self.store.files.close(file, self.dir.clone());
-        }
-    }
-}
-
-impl Drop for Backlog {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 

@@ -8,6 +8,7 @@
 use std::{
     fs::File,
     io,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::Duration,
@@ -27,11 +28,19 @@ pub struct Files {
     most: usize,
 }
 
+/// A file without a name, which goes back to be used again when nobody has it any more.
+#[derive(Debug)]
+pub struct Unlinked {
+    file: Arc<File>,
+    dir: PathBuf,
+    files: Files,
+}
+
 /// Emptied files of one folder.
 #[derive(Debug, Default)]
 struct Spare {
     dir: PathBuf,
-    files: Vec<File>,
+    files: Vec<Arc<File>>,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -67,17 +76,35 @@ impl Files {
     }
 
     /// An empty file. May wait for the disk.
-    pub fn open(&self, dir: &Path) -> io::Result<File> {
+    pub fn open(&self, dir: &Path) -> io::Result<Unlinked> {
         let spare = Some(lock(&self.spare)).filter(|spare| spare.dir == dir).and_then(|mut spare| spare.files.pop());
-        spare.map_or_else(|| unlinked(dir), Ok)
+        let file = spare.map_or_else(|| unlinked(dir).map(Arc::new), Ok)?;
+        Ok(Unlinked { file, dir: dir.to_owned(), files: self.clone() })
     }
 
-    /// Has a file emptied, for whoever needs the next one in this folder.
-    pub fn close(&self, file: Arc<File>, dir: PathBuf) {
-        let (spare, most) = (Arc::clone(&self.spare), self.most);
-        self.submit(Box::new(move || {
-            // One that somebody still reads closes when he is done.
-            let Some(file) = Arc::into_inner(file).filter(|file| file.set_len(0).is_ok()) else { return };
+    fn submit(&self, job: Job) {
+        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
+            drop(job);
+        }
+    }
+}
+
+impl Deref for Unlinked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for Unlinked {
+    fn drop(&mut self) {
+        let (file, dir) = (Arc::clone(&self.file), std::mem::take(&mut self.dir));
+        let (spare, most) = (Arc::clone(&self.files.spare), self.files.most);
+        self.files.submit(Box::new(move || {
+            if file.set_len(0).is_err() {
+                return;
+            }
             let mut spare = lock(&spare);
             if spare.dir != dir {
                 *spare = Spare { dir, files: Vec::new() };
@@ -86,12 +113,6 @@ impl Files {
                 spare.files.push(file);
             }
         }));
-    }
-
-    fn submit(&self, job: Job) {
-        if let Err(mpsc::SendError(job)) = self.jobs.send(job) {
-            drop(job);
-        }
     }
 }
 
@@ -158,10 +179,10 @@ mod tests {
     async fn what_is_used_again_is_empty_and_has_no_name() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::start(dir.path()).unwrap();
-        let file = Arc::new(files.open(dir.path()).unwrap());
+        let file = files.open(dir.path()).unwrap();
         file.write_all_at(b"of the last client", 0).unwrap();
         let inode = file.metadata().unwrap().ino();
-        files.close(file, dir.path().to_owned());
+        drop(file);
         settled(&files).await;
         let again = files.open(dir.path()).unwrap();
         let meta = again.metadata().unwrap();
@@ -174,11 +195,11 @@ mod tests {
     async fn a_file_of_another_folder_is_not_used() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let files = Files::start(dir.path()).unwrap();
-        files.close(Arc::new(files.open(dir.path()).unwrap()), dir.path().to_owned());
+        drop(files.open(dir.path()).unwrap());
         settled(&files).await;
-        drop(files.open(other.path()).unwrap());
+        let another = files.open(other.path()).unwrap();
         assert_eq!(lock(&files.spare).files.len(), 1);
-        files.close(Arc::new(files.open(other.path()).unwrap()), other.path().to_owned());
+        drop(another);
         settled(&files).await;
         let spare = lock(&files.spare);
         assert_eq!((spare.files.len(), spare.dir.as_path()), (1, other.path()));
@@ -188,8 +209,8 @@ mod tests {
     async fn they_are_bounded_and_go_when_the_disk_has_nothing_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::start(dir.path()).unwrap();
-        let open: Vec<_> = (0..files.most + 10).map(|_| Arc::new(files.open(dir.path()).unwrap())).collect();
-        open.into_iter().for_each(|file| files.close(file, dir.path().to_owned()));
+        let open: Vec<_> = (0..files.most + 10).map(|_| files.open(dir.path()).unwrap()).collect();
+        drop(open);
         settled(&files).await;
         assert_eq!(lock(&files.spare).files.len(), files.most);
         assert!(files.most > 0 && files.most <= MOST);
@@ -203,10 +224,12 @@ mod tests {
         let files = Files::start(dir.path()).unwrap();
         let file = Arc::new(files.open(dir.path()).unwrap());
         let read = Arc::clone(&file);
-        files.close(file, dir.path().to_owned());
+        drop(file);
         settled(&files).await;
         assert!(lock(&files.spare).files.is_empty());
         drop(read);
+        settled(&files).await;
+        assert_eq!(lock(&files.spare).files.len(), 1);
     }
 
     #[test]

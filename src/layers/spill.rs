@@ -5,7 +5,6 @@
 //! full disk is a refusal (`buffer_full`), never a crash.
 
 use std::{
-    fs::File,
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     budget::{Account, Reserved},
-    files::{Files, finished},
+    files::{Files, Unlinked, finished},
     passage::Passages,
     standing::Standing,
 };
@@ -60,9 +59,7 @@ pub struct Store {
 /// Bytes in an unlinked file; the budget gets them back when it is dropped.
 #[derive(Debug)]
 pub struct Spilled {
-    /// Here until it is dropped.
-    file: Option<Arc<File>>,
-    dir: PathBuf,
+    file: Arc<Unlinked>,
     len: u64,
     store: Arc<Store>,
     reserved: Reserved,
@@ -123,8 +120,8 @@ impl Spilled {
     /// A file of no bytes yet.
     pub async fn create(store: &Arc<Store>, dir: &Path, reserved: Reserved) -> io::Result<Self> {
         let (dir, files) = (dir.to_owned(), store.files.clone());
-        let (file, dir) = finished(store.files.run(move || Ok((files.open(&dir)?, dir))).await)?;
-        Ok(Spilled { file: Some(Arc::new(file)), dir, len: 0, store: Arc::clone(store), reserved })
+        let file = finished(store.files.run(move || files.open(&dir)).await)?;
+        Ok(Spilled { file: Arc::new(file), len: 0, store: Arc::clone(store), reserved })
     }
 
     /// Appends. Fails with `QuotaExceeded` when the disk budget has no room.
@@ -132,7 +129,7 @@ impl Spilled {
         if !self.reserved.grow(bytes.len() as u64) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let (file, at, length) = (self.file()?, self.len, bytes.len() as u64);
+        let (file, at, length) = (Arc::clone(&self.file), self.len, bytes.len() as u64);
         finished(self.store.files.run(move || file.write_all_at(&bytes, at)).await)?;
         self.len = self.len.saturating_add(length);
         Ok(())
@@ -155,19 +152,7 @@ impl Spilled {
 
     /// Reads at a place; blocks for as long as the disk takes. For short looks at what was just written.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        self.file()?.read_at(into, offset)
-    }
-
-    fn file(&self) -> io::Result<Arc<File>> {
-        self.file.clone().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
-impl Drop for Spilled {
-    fn drop(&mut self) {
-        if let Some(file) = self.file.take() {
-            self.store.files.close(file, std::mem::take(&mut self.dir));
-        }
+        self.file.read_at(into, offset)
     }
 }
 
@@ -178,7 +163,7 @@ impl Reader<'_> {
         if left == 0 {
             return Ok(None);
         }
-        let (file, at) = (self.spilled.file()?, self.at);
+        let (file, at) = (Arc::clone(&self.spilled.file), self.at);
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
         let piece = finished(
             self.spilled
@@ -245,7 +230,7 @@ mod tests {
         let (dir, config) = config(1 << 20);
         let store = Store::start(&config).unwrap();
         let spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
-        let meta = spilled.file().unwrap().metadata().unwrap();
+        let meta = spilled.file.metadata().unwrap();
         assert_eq!((meta.nlink(), meta.mode() & 0o777), (0, 0o600));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

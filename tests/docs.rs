@@ -4,6 +4,8 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use palisade::{guard::rule::Rule, refusal::Refusal};
@@ -85,23 +87,33 @@ fn every_metric_is_documented_and_every_documented_metric_exists() {
     let rules = "[[rate_limit]]\nname = \"a\"\nrate = \"1/s\"\nmode = \"observe\"\n";
     let palisade = Setup::before(puma.address()).tls().with(rules).start();
     palisade.connect_tls().ask("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx");
-    let page = palisade.admin("/metrics").unwrap().text();
+    let operating = read("docs/operating.md");
+    let table: Vec<&str> = operating.lines().filter(|line| line.starts_with("| `") && !named_metrics(line).is_empty()).collect();
+    let rows: BTreeMap<String, BTreeSet<String>> =
+        table.iter().map(|row| named_metrics(row).swap_remove(0)).map(|(name, labels)| (name, labels.into_iter().collect())).collect();
     // A histogram's series have endings of their own.
     let family = |series: &str| {
         let name = series.split(['{', ' ']).next().unwrap();
         ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
-    let mut served: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in page.lines().filter(|line| !line.starts_with('#')) {
-        let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
-        let names = labels.split("\",").filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned());
-        served.entry(family(line)).or_default().extend(names.filter(|name| name != "le"));
+    let page = || {
+        let page = palisade.admin("/metrics").unwrap().text();
+        let mut served: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
+            let names = labels.split("\",").filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned());
+            served.entry(family(line)).or_default().extend(names.filter(|name| name != "le"));
+        }
+        served
+    };
+    // What is known of Puma's workers comes with their answers.
+    let start = Instant::now();
+    let mut served = page();
+    while served != rows && start.elapsed() < Duration::from_secs(10) {
+        thread::sleep(Duration::from_millis(50));
+        served = page();
     }
     assert!(served.len() > 40, "{served:?}");
-    let operating = read("docs/operating.md");
-    let table: Vec<&str> = operating.lines().filter(|line| line.starts_with("| `") && !named_metrics(line).is_empty()).collect();
-    let rows: BTreeMap<String, BTreeSet<String>> =
-        table.iter().map(|row| named_metrics(row).swap_remove(0)).map(|(name, labels)| (name, labels.into_iter().collect())).collect();
     assert_eq!(rows.len(), table.len(), "a metric has two rows");
     assert_eq!(rows, served, "the table of docs/operating.md (left) and /metrics (right)");
     for file in ["docs/operating.md", "docs/deploying.md", "docs/configuration.md", "README.md", "docs/threat-model.md"] {

@@ -8,6 +8,7 @@ use super::checks::Id;
 use super::finding::{Finding, Severity};
 use super::report::Report;
 use super::secret;
+use crate::log::text::is_hidden;
 
 pub(super) fn table(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for finding in &report.findings {
@@ -54,8 +55,7 @@ pub(super) fn json(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }).collect::<Vec<_>>(),
         "notes": report.notes,
     });
-    serde_json::to_writer_pretty(&mut *out, &value)?;
-    writeln!(out)
+    write_json(&value, out)
 }
 
 fn finding(finding: &Finding) -> Value {
@@ -102,8 +102,7 @@ pub(super) fn sarif(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             }],
         }],
     });
-    serde_json::to_writer_pretty(&mut *out, &value)?;
-    writeln!(out)
+    write_json(&value, out)
 }
 
 fn result(finding: &Finding, waived: Option<&str>) -> Value {
@@ -158,7 +157,37 @@ fn uri(path: &str) -> String {
     uri
 }
 
-/// File names and settings come from the application: no control byte of theirs reaches a terminal.
+/// File names and settings come from the application: nothing in them that a terminal obeys or a reader cannot see gets out.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_hidden(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same for JSON, where an escape keeps what was there. `serde_json` itself escapes what lies below U+0020 only.
+fn write_json(value: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    let mut from = 0;
+    for (at, hidden) in text.match_indices(|c| is_hidden(c) && c != '\n') {
+        out.write_all(text.get(from..at).unwrap_or_default().as_bytes())?;
+        for unit in hidden.encode_utf16() {
+            write!(out, "\\u{unit:04x}")?;
+        }
+        from = at.saturating_add(hidden.len());
+    }
+    writeln!(out, "{}", text.get(from..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_escaped_in_json_and_can_be_read_back() {
+        let value = json!({ "detail": "rack 2.2\u{7f}\u{9b}31m \u{202e}\u{1b}[0m é\n" });
+        let mut out = Vec::new();
+        write_json(&value, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "{\n  \"detail\": \"rack 2.2\\u007f\\u009b31m \\u202e\\u001b[0m é\\n\"\n}\n");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        assert_eq!(printable("2.2\u{7f}\u{9b}31m\u{202e}"), "2.2\u{fffd}\u{fffd}31m\u{fffd}");
+    }
 }

@@ -155,7 +155,7 @@ fn escape(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// Characters that a terminal obeys or a reader cannot see. All are in the Basic Multilingual Plane.
-fn is_hidden(c: char) -> bool {
+pub(crate) fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 

@@ -4,7 +4,6 @@
 //! that keeps what it is given and answers 200. Only what depends on time instead of bytes is left out: `rate_limit` and `ban`.
 
 use std::{
-    convert::Infallible,
     fmt::Write,
     io,
     net::{IpAddr, Ipv4Addr},
@@ -13,9 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, combinators::MapErr};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -32,7 +29,7 @@ use crate::{
     },
     config::Config,
     guard::rule::Rule,
-    http::one,
+    http::{body::Received, one},
     layers::{
         buffer::{Complete, Content},
         canonical::Canonical,
@@ -118,7 +115,7 @@ struct Paper {
 }
 
 impl Service<Request<Canonical>> for Paper {
-    type Response = Response<MapErr<Empty<Bytes>, fn(Infallible) -> Refusal>>;
+    type Response = Response<Received>;
     type Error = Refusal;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Refusal>> + Send>>;
 
@@ -132,8 +129,7 @@ impl Service<Request<Canonical>> for Paper {
             let (head, body) = request.into_body().into_parts();
             let body = whole(body).await.map_err(|_| Refusal::Internal)?;
             keep.send(Forwarded { head, body }).map_err(|_| Refusal::Internal)?;
-            let nothing: fn(Infallible) -> Refusal = |never| match never {};
-            Ok(Response::new(Empty::new().map_err(nothing)))
+            Ok(Response::new(Received::None))
         })
     }
 }

@@ -17,8 +17,12 @@ use crate::{
     refusal::Refusal,
 };
 
-/// Most bytes of an answer that come from Puma at once: whoever takes them has room for so many.
+/// Most bytes of an answer that come from Puma at once, unless whoever takes them has room for more and says so
+/// ([`Source::at_once`]).
 pub const LARGEST_PIECE: usize = 64 * 1024;
+
+/// Most bytes of a long answer that come first: nobody knows yet whether its client takes them.
+pub const FIRST_PIECE: usize = 16 * 1024;
 
 /// A request body on its way in.
 #[derive(Debug)]
@@ -33,13 +37,22 @@ pub enum Received {
     Two(Incoming),
 }
 
+/// An answer's body as it comes from Puma.
+pub trait Source: Body<Data = Bytes, Error = Refusal> {
+    /// From here on no more than `most` bytes come at once, where that can be chosen.
+    fn at_once(&mut self, most: usize) {
+        let _ = most;
+    }
+}
+
 /// An answer's body that can be taken off Puma while its client is not reading.
 pub trait Absorb {
     /// Takes in what Puma has sent, as far as the budget allows; registers for more.
     ///
     /// `unsent` is the rest of the last piece, of which the client has not taken all. A body takes it back, whole, from a
-    /// client that stands still, and gives it out again before anything else.
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes);
+    /// client that stands still, and gives it out again before anything else. False when the answer has been given up: its next
+    /// frame says why, and is not to be waited for.
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool;
 }
 
 /// The body of an answer as the fronts get it.
@@ -71,6 +84,8 @@ impl Received {
         !matches!(self, Received::None)
     }
 }
+
+impl Source for Received {}
 
 impl Body for Received {
     type Data = Bytes;

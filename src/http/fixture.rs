@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     Site, Sites,
     arrival::Arrival,
-    body::{Absorb, Received},
+    body::{Absorb, Received, Source},
     one, two,
 };
 use crate::{
@@ -83,6 +83,8 @@ impl Script {
     }
 }
 
+impl Source for Script {}
+
 impl Body for Script {
     type Data = Bytes;
     type Error = Refusal;
@@ -98,7 +100,9 @@ impl Body for Script {
 }
 
 impl Absorb for Script {
-    fn poll_absorb(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut Bytes) {}
+    fn poll_absorb(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut Bytes) -> bool {
+        true
+    }
 }
 
 impl Settle for Script {

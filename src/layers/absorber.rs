@@ -17,17 +17,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::Body;
 use tokio::time::Sleep;
 
 use super::{
+    appetite::Appetite,
     backlog::Backlog,
     budget::Reserved,
     passage::Passage,
     spill::{Config, Store},
     standing::Enrolled,
 };
-use crate::{accept::client::ClientKey, http::body::LARGEST_PIECE, refusal::Refusal};
+use crate::{
+    accept::client::ClientKey,
+    http::body::{LARGEST_PIECE, Source},
+    refusal::Refusal,
+};
 
 /// What has come from Puma and not yet gone to the client.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ pub struct Absorber<B> {
     again: usize,
     /// How much is read back at once.
     step: usize,
+    /// How much is read from Puma at once.
+    appetite: Appetite,
     /// Where the disk takes what comes.
     passage: Passage,
     place: Place,
@@ -103,8 +109,9 @@ impl Place {
 }
 
 impl<B> Absorber<B> {
-    /// An answer of which `first` has come and `left` bytes, if that is known, are to come with it.
-    pub fn new(inner: B, first: Option<Bytes>, left: Option<u64>, place: Place) -> Self {
+    /// An answer of which `first` has come and `left` bytes, if that is known, are to come with it. Whoever takes its pieces
+    /// says how large they may be.
+    pub fn new(inner: B, first: Option<Bytes>, left: Option<u64>, largest: usize, place: Place) -> Self {
         let queue: VecDeque<Bytes> = first.into_iter().filter(|bytes| !bytes.is_empty()).collect();
         Absorber {
             inner: Some(inner),
@@ -119,6 +126,7 @@ impl<B> Absorber<B> {
             held: place.store.memory.open_for(place.client),
             again: 0,
             step: STEP_MOST,
+            appetite: Appetite::new(largest),
             passage: Passage::None,
             place,
         }
@@ -135,15 +143,17 @@ impl<B> Absorber<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
-    /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still.
-    pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
+impl<B: Source + Unpin> Absorber<B> {
+    /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still. False when
+    /// nothing comes but the refusal.
+    pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
         self.absorb(cx, unsent);
         let in_memory = self.in_memory(unsent);
         // Room for it was taken before it was read; only what Palisade itself holds at the very first may find none.
         if !self.held.resize(in_memory) {
             self.held.clear();
         }
+        self.failed.is_none() || !self.queue.is_empty() || self.backlog.is_some()
     }
 
     fn in_memory(&self, unsent: &Bytes) -> usize {
@@ -164,7 +174,12 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
             if !has_stalled {
                 self.passage = Passage::None;
             }
-            let most = if has_stalled || memory.is_tight() { LARGEST_PIECE } else { self.place.most };
+            let is_short = has_stalled || memory.is_tight();
+            let most = if is_short { LARGEST_PIECE } else { self.place.most };
+            if has_stalled {
+                self.appetite.start_again();
+            }
+            let piece = if is_short { LARGEST_PIECE } else { self.appetite.piece().max(LARGEST_PIECE) };
             let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
             if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
@@ -175,11 +190,12 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
                 self.backlog = Some(self.new_backlog());
             }
             // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
-            let wanted = self.in_memory(unsent).saturating_add(LARGEST_PIECE);
+            let wanted = self.in_memory(unsent).saturating_add(piece);
             let fits = wanted <= most.max(IN_MEMORY.saturating_add(LARGEST_PIECE));
             let has_room = fits && self.held.resize(wanted);
             let read = match &mut self.inner {
                 Some(inner) if has_room && (!has_stalled || self.passage.poll_open(cx, &self.place.store.passages)) => {
+                    inner.at_once(piece);
                     Pin::new(inner).poll_frame(cx)
                 }
                 Some(_) | None => Poll::Pending,
@@ -312,7 +328,10 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         if self.queue.is_empty() && self.backlog.is_none() && !self.held.is_empty() {
             self.held.clear();
         }
-        self.passage = Passage::None;
+        // What was taken back leaves the client without a piece while the disk is still at it.
+        if !self.backlog.as_ref().is_some_and(Backlog::is_writing) {
+            self.passage = Passage::None;
+        }
         if !self.stall.end() {
             self.step = self.step.saturating_mul(2).min(STEP_MOST);
         }
@@ -334,7 +353,14 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorber<B> {
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(self.failed.take().map(Err));
         };
-        match ready!(Pin::new(inner).poll_frame(cx)) {
+        let store = &self.place.store;
+        if store.memory.is_crowded() {
+            self.appetite.start_again();
+        }
+        inner.at_once(self.appetite.piece());
+        let next = ready!(Pin::new(inner).poll_frame(cx));
+        self.appetite.grow(&store.tables);
+        match next {
             None => {
                 self.inner = None;
                 Poll::Ready(None)
@@ -375,14 +401,16 @@ const RETRY: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use http_body::Frame;
+    use http_body::{Body, Frame};
 
     use super::*;
-    use crate::units::ByteSize;
+    use crate::{layers::appetite, units::ByteSize};
 
     /// A body of pieces; `None` in it means that Puma has nothing yet, once.
     #[derive(Debug)]
     struct Pieces(VecDeque<Option<Result<Bytes, Refusal>>>);
+
+    impl Source for Pieces {}
 
     impl Body for Pieces {
         type Data = Bytes;
@@ -404,7 +432,7 @@ mod tests {
         let config = Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Config::default() };
         let store = Store::start(&config).unwrap();
         let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
-        let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, place));
+        let absorber = Box::new(Absorber::new(Pieces(pieces.into()), None, None, appetite::MOST, place));
         (dir, store, absorber)
     }
 
@@ -550,7 +578,7 @@ mod tests {
         let (sent, _) = pieces(&[60_000; 30]);
         let config = Config { dir: dir.path().to_owned(), ..Config::default() };
         let place = Place::new(&store, &config, ClientKey::of(std::net::Ipv4Addr::new(192, 0, 2, 1).into()));
-        let mut other = Box::new(Absorber::new(Pieces(sent.into()), None, None, place));
+        let mut other = Box::new(Absorber::new(Pieces(sent.into()), None, None, appetite::MOST, place));
         let mut waits = next(&mut other).await.unwrap();
         stand_still(&mut other, &mut waits, 200).await;
         assert!(other.inner.is_some(), "no room yet");

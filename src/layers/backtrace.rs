@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{refusal::Refusal, units::Mode};
+use crate::{http::body::Source, refusal::Refusal, units::Mode};
 
 /// `[backtrace]` in `proxy.toml`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -188,6 +188,16 @@ impl<R: Body<Data = Bytes>> std::fmt::Debug for Shown<R> {
             Shown::Resumed { .. } => "Resumed",
             Shown::Sentence { .. } => "Sentence",
         })
+    }
+}
+
+impl<R: Source + Unpin> Source for Shown<R> {
+    fn at_once(&mut self, most: usize) {
+        match self {
+            Shown::Untouched { body } => body.at_once(most),
+            Shown::Resumed { rest, .. } => rest.at_once(most),
+            Shown::Sentence { .. } => {}
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod absorber;
 pub mod answer;
+pub mod appetite;
 pub mod authority;
 pub mod backlog;
 pub mod backtrace;
@@ -57,12 +58,11 @@ pub mod websocket;
 use std::convert::Infallible;
 
 use http::{Request, Response};
-use http_body::Body;
 use tower::ServiceBuilder;
 use tower_service::Service;
 
 use crate::{
-    http::body::{Received, Relay},
+    http::body::{Received, Relay, Source},
     refusal::Refusal,
 };
 
@@ -122,7 +122,7 @@ pub fn stack<P, B>(
 where
     P: Service<Request<canonical::Canonical>, Response = Response<B>, Error = Refusal> + Clone + Send + Sync + 'static,
     P::Future: Send,
-    B: Body<Data = bytes::Bytes, Error = Refusal> + Unpin + Send + 'static,
+    B: Source + Unpin + Send + 'static,
 {
     ServiceBuilder::new()
         .layer(layers.answer) // above it nothing fails: from here inward errors are refusals

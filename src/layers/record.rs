@@ -166,14 +166,15 @@ impl<B> Settle for Recorded<B> {
 }
 
 impl<B: Absorb> Absorb for Recorded<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
         let this = self.project();
         let before = unsent.len();
-        this.inner.poll_absorb(cx, unsent);
+        let goes_on = this.inner.poll_absorb(cx, unsent);
         if let Some(pending) = this.pending {
             let back = before.saturating_sub(unsent.len());
             pending.entry.bytes_out = pending.entry.bytes_out.saturating_sub(back as u64);
         }
+        goes_on
     }
 }
 

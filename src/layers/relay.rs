@@ -21,11 +21,15 @@ use tower_service::Service;
 
 use super::{
     absorber::{Absorber, Place},
+    appetite,
     spill::{Config, Store},
 };
 use crate::{
     accept::client::ClientKey,
-    http::{arrival::Arrival, body::Absorb},
+    http::{
+        arrival::Arrival,
+        body::{Absorb, LARGEST_PIECE, Source},
+    },
     refusal::Refusal,
 };
 
@@ -76,7 +80,7 @@ impl<S> Layer<S> for RelayLayer {
 impl<S, A, B> Service<Request<A>> for Relay<S>
 where
     S: Service<Request<A>, Response = Response<B>, Error = Refusal>,
-    B: Body<Data = Bytes, Error = Refusal> + Unpin + Send + 'static,
+    B: Source + Unpin + Send + 'static,
 {
     type Response = Response<Relayed<B>>;
     type Error = Refusal;
@@ -107,7 +111,7 @@ pin_project! {
 impl<F, B> Future for Relaying<F>
 where
     F: Future<Output = Result<Response<B>, Refusal>>,
-    B: Body<Data = Bytes, Error = Refusal> + Unpin + Send + 'static,
+    B: Source + Unpin + Send + 'static,
 {
     type Output = Result<Response<Relayed<B>>, Refusal>;
 
@@ -125,7 +129,9 @@ where
             return Poll::Ready(Ok(Response::from_parts(parts, Relayed::Whole(first))));
         }
         let client = this.client.unwrap_or(ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
-        let absorber = Absorber::new(body, first, left, Place::new(&this.layer.store, &this.layer.config, client));
+        // A stream's piece waits for the client's window, where nobody takes it back.
+        let largest = if *this.is_pumped { LARGEST_PIECE } else { appetite::MOST };
+        let absorber = Absorber::new(body, first, left, largest, Place::new(&this.layer.store, &this.layer.config, client));
         let relayed = if *this.is_pumped {
             let (out, pieces) = mpsc::channel(1);
             tokio::spawn(pump(absorber, out));
@@ -138,7 +144,7 @@ where
 }
 
 /// Absorbs until the client's stream has room for a piece, hands it over, and again.
-async fn pump<B: Body<Data = Bytes, Error = Refusal> + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) {
+async fn pump<B: Source + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) {
     loop {
         let mut room = std::pin::pin!(out.reserve());
         let room = std::future::poll_fn(|cx| {
@@ -158,7 +164,7 @@ async fn pump<B: Body<Data = Bytes, Error = Refusal> + Unpin>(mut absorber: Abso
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Body for Relayed<B> {
+impl<B: Source + Unpin> Body for Relayed<B> {
     type Data = Bytes;
     type Error = Refusal;
 
@@ -194,11 +200,11 @@ impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Body for Relayed<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = Refusal> + Unpin> Absorb for Relayed<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
+impl<B: Source + Unpin> Absorb for Relayed<B> {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
         match self.get_mut() {
             Relayed::Live(absorber) => absorber.poll_absorb(cx, unsent),
-            Relayed::Whole(_) | Relayed::Pumped { .. } => {}
+            Relayed::Whole(_) | Relayed::Pumped { .. } => true,
         }
     }
 }

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    appetite::Tables,
     budget::{Account, Reserved},
     files::{Files, Unlinked, finished},
     passage::Passages,
@@ -52,6 +53,8 @@ pub struct Store {
     pub standing: Arc<Standing>,
     /// For answers that go from Puma to the disk.
     pub passages: Passages,
+    /// For answers whose clients keep up.
+    pub tables: Tables,
     /// Where they are on disk.
     pub files: Files,
 }
@@ -104,6 +107,7 @@ impl Store {
             disk: Account::new(disk, disk_share),
             standing: Standing::new(),
             passages: Passages::new(),
+            tables: Tables::new(),
             files: Files::start(&config.dir)?,
         }))
     }

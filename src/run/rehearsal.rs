@@ -2,9 +2,7 @@
 
 use std::{convert::Infallible, io, sync::Arc};
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
 use tower_service::Service;
 
 use super::assembly::{Concealed, Shared, layers, site};
@@ -13,7 +11,7 @@ use crate::{
     config::Config,
     http::{
         Sites,
-        body::{Received, Relay},
+        body::{Received, Relay, Source},
     },
     layers::{self, answer, ban, canonical::Canonical, client_address::TrustedProxies, rate, slots::Slots, spill::Store},
     log::Recorder,
@@ -47,7 +45,7 @@ pub fn rehearse<P, B>(
 where
     P: Service<Request<Canonical>, Response = Response<B>, Error = Refusal> + Clone + Send + Sync + 'static,
     P::Future: Send,
-    B: Body<Data = Bytes, Error = Refusal> + Unpin + Send + 'static,
+    B: Source + Unpin + Send + 'static,
 {
     let trusted = TrustedProxies::from(&config.trusted_proxies);
     let sweep = Sweep::new();

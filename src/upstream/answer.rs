@@ -21,7 +21,7 @@ use crate::{
     guard::{self, answer::AnswerFraming, chunked::Chunked},
     http::{
         arrival::{Moment, Notes},
-        body::LARGEST_PIECE,
+        body::{FIRST_PIECE, LARGEST_PIECE, Source},
     },
     refusal::Refusal,
     upstream::{connect::Stream, sweep::Watch, turn::Turn},
@@ -61,6 +61,8 @@ pub(super) struct Streaming {
     pub(super) notes: Option<Arc<Notes>>,
     /// Judged, but not yet given out.
     pub(super) pending: Bytes,
+    /// Most bytes that are given out at once, where the length is known.
+    pub(super) at_once: usize,
 }
 
 /// Where the body ends.
@@ -112,6 +114,16 @@ impl Answer {
     }
 }
 
+impl Framing {
+    /// How much of the body is read at first. What fits into one piece comes in one.
+    pub(super) fn first(&self) -> usize {
+        match self {
+            Framing::Length(left) if *left > LARGEST_PIECE as u64 => FIRST_PIECE,
+            Framing::Length(_) | Framing::Chunked(_) | Framing::UntilClose => LARGEST_PIECE,
+        }
+    }
+}
+
 impl From<AnswerFraming> for Framing {
     fn from(framing: AnswerFraming) -> Self {
         match framing {
@@ -119,6 +131,14 @@ impl From<AnswerFraming> for Framing {
             AnswerFraming::Length(length) => Framing::Length(length),
             AnswerFraming::Chunked => Framing::Chunked(Chunked::of_answer()),
             AnswerFraming::UntilClose => Framing::UntilClose,
+        }
+    }
+}
+
+impl Source for Answer {
+    fn at_once(&mut self, most: usize) {
+        if let Kind::Streaming(body) = &mut self.kind {
+            body.at_once = most;
         }
     }
 }
@@ -184,9 +204,9 @@ impl Streaming {
             let Ok(stream) = self.turn.stream() else { return Poll::Ready(Err(Refusal::UpstreamReset)) };
             let read = match self.framing {
                 Framing::Length(left) => {
-                    let most = left.min(LARGEST_PIECE as u64).saturating_sub(self.buffer.len() as u64);
+                    let most = left.min(self.at_once as u64).saturating_sub(self.buffer.len() as u64);
                     // With room for a byte behind the last one the socket is known to be empty without being asked again.
-                    let most = most.saturating_add(u64::from(left <= LARGEST_PIECE as u64));
+                    let most = most.saturating_add(u64::from(left <= self.at_once as u64));
                     poll_read_up_to(stream, cx, &mut self.buffer, most)
                 }
                 Framing::Chunked(_) | Framing::UntilClose => poll_read(stream, cx, &mut self.buffer, SCRATCH_SIZE),
@@ -218,7 +238,7 @@ impl Streaming {
     /// A long body is passed on in pieces as large as what is there, so that its client is woken seldom.
     fn has_more_to_gather(&self) -> bool {
         match self.framing {
-            Framing::Length(left) => (self.buffer.len() as u64) < left.min(LARGEST_PIECE as u64),
+            Framing::Length(left) => (self.buffer.len() as u64) < left.min(self.at_once as u64),
             Framing::Chunked(_) | Framing::UntilClose => false,
         }
     }
@@ -231,7 +251,9 @@ impl Streaming {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
                 *left = left.saturating_sub(here as u64);
                 done = *left == 0;
-                self.buffer.split_to(here).freeze()
+                // Split off, a rest without bytes would keep the whole allocation for as long as Puma has nothing more.
+                let rest = if here < self.buffer.len() { self.buffer.split_off(here) } else { BytesMut::new() };
+                std::mem::replace(&mut self.buffer, rest).freeze()
             }
             Framing::Chunked(chunks) => {
                 let mut data = BytesMut::new();
@@ -246,7 +268,7 @@ impl Streaming {
                 }
                 data.freeze()
             }
-            Framing::UntilClose => self.buffer.split().freeze(),
+            Framing::UntilClose => std::mem::take(&mut self.buffer).freeze(),
         };
         if done {
             self.finish(self.reusable && self.buffer.is_empty());

@@ -334,10 +334,12 @@ fn answer(
         turn.is_stream();
     }
     let patience = if stream { puma.config.stream_timeout.get() } else { purpose.patience };
+    let framing = Framing::from(head.framing);
     let body = Streaming {
         turn,
         buffer: rest,
-        framing: Framing::from(head.framing),
+        at_once: framing.first(),
+        framing,
         watch: Watch::new(&puma.sweep, now, patience),
         read: now,
         patience,

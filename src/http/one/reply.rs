@@ -168,6 +168,9 @@ impl Sending<'_> {
         at: SystemTime,
     ) -> Poll<Result<(), End>> {
         loop {
+            if self.owed > 0 && !self.out.has_remaining() {
+                ready!(self.poll_room(cx, body.as_mut()))?;
+            }
             let drained = self.poll_out(cx);
             if drained.is_pending() {
                 let before = self.out.data.len();
@@ -190,6 +193,15 @@ impl Sending<'_> {
             if ready!(staged)?.is_none() {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// What was taken back is not fetched again before the socket has room for it, or there is nothing to fetch any more.
+    fn poll_room<B: Relay>(&mut self, cx: &mut Context<'_>, body: Pin<&mut B>) -> Poll<Result<(), End>> {
+        match self.wire.poll_writable(cx) {
+            Poll::Pending if body.poll_absorb(cx, &mut self.out.data) => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+            Poll::Ready(room) => Poll::Ready(room.map_err(end_of)),
         }
     }
 

@@ -178,8 +178,8 @@ impl Body for Plain {
 }
 
 impl Absorb for Plain {
-    fn poll_absorb(mut self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
-        Pin::new(&mut self.0).poll_absorb(cx, unsent);
+    fn poll_absorb(mut self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
+        Pin::new(&mut self.0).poll_absorb(cx, unsent)
     }
 }
 

@@ -1,8 +1,8 @@
 //! How much of a long answer is read from Puma at once: little at first, twice as much each time that the client has taken what it
-//! was given.
+//! was given, and much once it has taken more than a socket's buffer holds.
 //!
 //! Threats: slowloris by slow reading, and exhaustion. Large pieces cost fewer system calls, and a client that then stands still
-//! holds one; so the first of a stranger is small, and those above the usual size are for a few answers at a time. Part of the
+//! holds one; so the first of a stranger is small, and the largest are for a few answers at a time. Part of the
 //! [`absorber`](super::absorber).
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub struct Tables(Arc<Semaphore>);
 #[derive(Debug)]
 pub struct Appetite {
     piece: usize,
+    given: usize,
     most: usize,
     large: Option<OwnedSemaphorePermit>,
 }
@@ -39,7 +40,7 @@ impl Default for Tables {
 impl Appetite {
     /// Of a client that has taken nothing yet, and will be given at most `most` bytes at once.
     pub fn new(most: usize) -> Self {
-        Appetite { piece: FIRST_PIECE, most, large: None }
+        Appetite { piece: FIRST_PIECE, given: 0, most, large: None }
     }
 
     /// Bytes.
@@ -49,11 +50,11 @@ impl Appetite {
 
     /// A piece was given out: the next may be larger, if that comes to be asked for.
     pub fn grow(&mut self, tables: &Tables) {
-        let wanted = self.piece.saturating_mul(2).min(self.most);
-        if wanted > LARGEST_PIECE && self.large.is_none() {
+        self.given = self.given.saturating_add(self.piece);
+        if self.given >= BUFFERED && self.most > LARGEST_PIECE && self.large.is_none() {
             self.large = Arc::clone(&tables.0).try_acquire_owned().ok();
         }
-        self.piece = if self.large.is_some() { wanted } else { wanted.min(LARGEST_PIECE) };
+        self.piece = if self.large.is_some() { self.most } else { self.piece.saturating_mul(2).min(LARGEST_PIECE) };
     }
 
     /// The client stands still.
@@ -64,6 +65,8 @@ impl Appetite {
 
 /// The largest piece.
 pub const MOST: usize = 256 * 1024;
+/// Bytes that the buffers of a socket may take from Puma's answer for a client that reads nothing; measured, 224 KiB.
+const BUFFERED: usize = 240 * 1024;
 /// How many answers come in pieces above 64 KiB at the same time: 16 MiB of them, if all their clients stand still at once.
 const ANSWERS: usize = 64;
 
@@ -74,10 +77,10 @@ mod tests {
     const KIB: usize = 1024;
 
     #[test]
-    fn pieces_double_up_to_the_largest_and_start_again_small() {
+    fn pieces_double_and_then_are_large_and_start_again_small() {
         let (tables, mut appetite) = (Tables::new(), Appetite::new(MOST));
-        let pieces: Vec<usize> = (0..6).map(|_| (appetite.piece() / KIB, appetite.grow(&tables)).0).collect();
-        assert_eq!(pieces, [16, 32, 64, 128, 256, 256]);
+        let pieces: Vec<usize> = (0..7).map(|_| (appetite.piece() / KIB, appetite.grow(&tables)).0).collect();
+        assert_eq!(pieces, [16, 32, 64, 64, 64, 256, 256]);
         assert_eq!(tables.0.available_permits(), ANSWERS - 1);
         appetite.start_again();
         assert_eq!((appetite.piece(), tables.0.available_permits()), (FIRST_PIECE, ANSWERS));

@@ -497,6 +497,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_passage_is_kept_while_the_disk_is_at_its_piece() {
+        let (sent, _) = pieces(&[60_000; 20]);
+        let (_dir, _store, mut absorber) = absorber(1 << 30, sent);
+        let mut unsent = next(&mut absorber).await.unwrap();
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        tokio::time::advance(PATIENCE * 2).await;
+        while !absorber.backlog.as_ref().is_some_and(Backlog::is_writing) || matches!(absorber.passage, Passage::None) {
+            stand_still(&mut absorber, &mut unsent, 1).await;
+        }
+        assert!(unsent.is_empty(), "the client has nothing and asks");
+        std::future::poll_fn(|cx| {
+            assert!(absorber.poll_piece(cx).is_pending() && matches!(absorber.passage, Passage::Open { .. }));
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn whatever_a_client_takes_and_leaves_it_gets_every_byte_once_and_in_order() {
         fastrand::seed(7);
         // While a blocking task runs the paused clock stands, however long the disk takes.

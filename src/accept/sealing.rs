@@ -11,12 +11,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{SendFlags, send},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
+
+use super::stream::Pushed;
 
 /// A TLS connection after its handshake.
 #[derive(Debug)]
@@ -64,6 +69,18 @@ impl Sealing {
                 seen => return Poll::Ready(seen),
             }
         }
+    }
+
+    /// Offers to the kernel what is encrypted, if anything is, without asking it for room.
+    pub fn push(&mut self) -> io::Result<Pushed> {
+        let rest = self.unsent.get(self.sent..).unwrap_or_default();
+        if rest.is_empty() {
+            self.unasked = 0;
+            return Ok(Pushed::Unsealed);
+        }
+        let n = send(self.tcp(), rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        self.sent = self.sent.saturating_add(n);
+        Ok(Pushed::Sealed(n))
     }
 
     /// Hands to the socket what is encrypted; ready when it has taken everything.

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use rustix::net::{SendFlags, send};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -30,6 +31,17 @@ pub enum Transport {
     Tls(Box<Sealing>),
     /// A unix socket.
     Unix(UnixStream),
+}
+
+/// What became of bytes that were pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// So many went out.
+    Taken(usize),
+    /// So many went out that had been encrypted before.
+    Sealed(usize),
+    /// Nothing was encrypted; the next write will encrypt some, and then they can be pushed.
+    Unsealed,
 }
 
 impl Stream {
@@ -70,12 +82,13 @@ impl Stream {
         tcp.set_zero_linger().unwrap_or_default();
     }
 
-    /// Waits until the socket has room, which a write that found none has made it forget.
-    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.transport {
-            Transport::Tcp(s) => s.poll_write_ready(cx),
-            Transport::Tls(s) => s.tcp().poll_write_ready(cx),
-            Transport::Unix(s) => s.poll_write_ready(cx),
+    /// Offers to the kernel what comes next, whatever it says of room: it calls a socket writable only when much of its buffer is
+    /// free again, for which a slow client takes longer than it may pause.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<Pushed> {
+        match &mut self.transport {
+            Transport::Tcp(s) => Ok(Pushed::Taken(send(s, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)),
+            Transport::Unix(s) => Ok(Pushed::Taken(send(s, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)),
+            Transport::Tls(s) => s.push(),
         }
     }
 

@@ -49,10 +49,9 @@ pub trait Source: Body<Data = Bytes, Error = Refusal> {
 pub trait Absorb {
     /// Takes in what Puma has sent, as far as the budget allows; registers for more.
     ///
-    /// `unsent` is the rest of the last piece, of which the client has not taken all. A body takes it back, whole, from a
-    /// client that stands still, and gives it out again before anything else. False when the answer has been given up: its next
-    /// frame says why, and is not to be waited for.
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool;
+    /// `unsent` is the rest of the last piece, of which the client has not taken all. A body takes it back from a
+    /// client that stands still, and gives it out again before anything else; a few bytes stay, for the socket to take when it can.
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes);
 }
 
 /// The body of an answer as the fronts get it.

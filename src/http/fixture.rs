@@ -100,9 +100,7 @@ impl Body for Script {
 }
 
 impl Absorb for Script {
-    fn poll_absorb(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut Bytes) -> bool {
-        true
-    }
+    fn poll_absorb(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut Bytes) {}
 }
 
 impl Settle for Script {

@@ -144,16 +144,14 @@ impl<B> Absorber<B> {
 }
 
 impl<B: Source + Unpin> Absorber<B> {
-    /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still. False when
-    /// nothing comes but the refusal.
-    pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
+    /// Takes in what Puma has sent, as far as there is room for it, and frees memory when the client stands still.
+    pub fn poll_absorb(&mut self, cx: &mut Context<'_>, unsent: &mut Bytes) {
         self.absorb(cx, unsent);
         let in_memory = self.in_memory(unsent);
         // Room for it was taken before it was read; only what Palisade itself holds at the very first may find none.
         if !self.held.resize(in_memory) {
             self.held.clear();
         }
-        self.failed.is_none() || !self.queue.is_empty() || self.backlog.is_some()
     }
 
     fn in_memory(&self, unsent: &Bytes) -> usize {
@@ -273,12 +271,14 @@ impl<B: Source + Unpin> Absorber<B> {
         self.failed = Some(Refusal::BufferFull);
     }
 
-    /// Moves what waits in memory to the front of the file. True when a write has begun.
+    /// Moves what waits in memory to the front of the file, but for a few bytes: without them the client would be given the next
+    /// piece at once, which it would not take either. True when a write has begun.
     fn step_back(&mut self, unsent: &mut Bytes) -> bool {
-        let n = unsent.len();
+        let stay = unsent.len().min(STAY);
+        let n = unsent.len().saturating_sub(stay);
         if n > 0 && self.queue.is_empty() && self.backlog.as_mut().is_some_and(|backlog| backlog.untake(n)) {
             self.taken_back(n);
-            unsent.clear();
+            *unsent = Bytes::copy_from_slice(unsent.get(..stay).unwrap_or_default());
             return false;
         }
         let total = n.saturating_add(self.queued);
@@ -294,14 +294,14 @@ impl<B: Source + Unpin> Absorber<B> {
         }
         let queue = &mut self.queue;
         let pieces = || {
-            let first = Some(unsent.clone()).filter(|bytes| !bytes.is_empty());
+            let first = Some(unsent.slice(stay..)).filter(|bytes| !bytes.is_empty());
             first.into_iter().chain(queue.drain(..)).collect()
         };
         let begun = self.backlog.as_mut().is_some_and(|backlog| backlog.put_first(total, pieces));
         if begun {
             self.queued = 0;
             self.taken_back(n);
-            unsent.clear();
+            *unsent = Bytes::copy_from_slice(unsent.get(..stay).unwrap_or_default());
         }
         begun
     }
@@ -394,6 +394,8 @@ const STEP_LEAST: usize = 4 * 1024;
 const STEP_MOST: usize = 64 * 1024;
 /// Bytes in memory for which a write to the file does not pay.
 const WORTHLESS: usize = 1024;
+/// Bytes of its piece that a client keeps when the rest is taken back.
+const STAY: usize = 256;
 /// How long a client may be at a piece before the piece is taken back.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long Puma waits until room is looked for again.
@@ -483,9 +485,10 @@ mod tests {
         assert_eq!(unsent.len(), 59_900, "for a moment it may keep its piece");
         tokio::time::advance(PATIENCE * 2).await;
         stand_still(&mut absorber, &mut unsent, 200).await;
-        assert!(unsent.is_empty() && absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
+        assert!(unsent.len() == STAY && absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
         assert!(store.disk.used() >= 1_199_900 - 60_000);
         let mut got = all[..100].to_vec();
+        got.extend_from_slice(&unsent);
         let first = next(&mut absorber).await.unwrap();
         assert!(first.len() <= 2 * STEP_LEAST, "{}", first.len());
         got.extend_from_slice(&first);
@@ -506,7 +509,7 @@ mod tests {
         while !absorber.backlog.as_ref().is_some_and(Backlog::is_writing) || matches!(absorber.passage, Passage::None) {
             stand_still(&mut absorber, &mut unsent, 1).await;
         }
-        assert!(unsent.is_empty(), "the client has nothing and asks");
+        assert_eq!(unsent.len(), STAY, "the client has taken them meanwhile, and asks");
         std::future::poll_fn(|cx| {
             assert!(absorber.poll_piece(cx).is_pending() && matches!(absorber.passage, Passage::Open { .. }));
             Poll::Ready(())

@@ -231,9 +231,9 @@ impl<B: Settle> Settle for Answered<B> {
 }
 
 impl<B: Absorb> Absorb for Answered<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
         match self.project() {
-            AnsweredParts::Ours { .. } => true,
+            AnsweredParts::Ours { .. } => {}
             AnsweredParts::Inner { body } => body.poll_absorb(cx, unsent),
         }
     }

@@ -166,15 +166,14 @@ impl<B> Settle for Recorded<B> {
 }
 
 impl<B: Absorb> Absorb for Recorded<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
         let this = self.project();
         let before = unsent.len();
-        let goes_on = this.inner.poll_absorb(cx, unsent);
+        this.inner.poll_absorb(cx, unsent);
         if let Some(pending) = this.pending {
             let back = before.saturating_sub(unsent.len());
             pending.entry.bytes_out = pending.entry.bytes_out.saturating_sub(back as u64);
         }
-        goes_on
     }
 }
 

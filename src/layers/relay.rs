@@ -201,10 +201,10 @@ impl<B: Source + Unpin> Body for Relayed<B> {
 }
 
 impl<B: Source + Unpin> Absorb for Relayed<B> {
-    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
+    fn poll_absorb(self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
         match self.get_mut() {
             Relayed::Live(absorber) => absorber.poll_absorb(cx, unsent),
-            Relayed::Whole(_) | Relayed::Pumped { .. } => true,
+            Relayed::Whole(_) | Relayed::Pumped { .. } => {}
         }
     }
 }

@@ -168,9 +168,6 @@ impl Sending<'_> {
         at: SystemTime,
     ) -> Poll<Result<(), End>> {
         loop {
-            if self.owed > 0 && !self.out.has_remaining() {
-                ready!(self.poll_room(cx, body.as_mut()))?;
-            }
             let drained = self.poll_out(cx);
             if drained.is_pending() {
                 let before = self.out.data.len();
@@ -193,15 +190,6 @@ impl Sending<'_> {
             if ready!(staged)?.is_none() {
                 return Poll::Pending;
             }
-        }
-    }
-
-    /// What was taken back is not fetched again before the socket has room for it, or there is nothing to fetch any more.
-    fn poll_room<B: Relay>(&mut self, cx: &mut Context<'_>, body: Pin<&mut B>) -> Poll<Result<(), End>> {
-        match self.wire.poll_writable(cx) {
-            Poll::Pending if body.poll_absorb(cx, &mut self.out.data) => Poll::Pending,
-            Poll::Pending => Poll::Ready(Ok(())),
-            Poll::Ready(room) => Poll::Ready(room.map_err(end_of)),
         }
     }
 
@@ -307,6 +295,7 @@ impl Sending<'_> {
 
     /// The client has the turn, and `moved` bytes of it went out.
     fn hurry(&mut self, moved: usize) {
+        let moved = moved.saturating_add(std::mem::take(&mut self.wire.pushed));
         let now = self.wire.beat.now();
         let starts = self.pace.as_ref().is_none_or(Pace::is_paused);
         let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::accept::{
     pace::Beat,
-    stream::{Stream, Transport},
+    stream::{Pushed, Stream, Transport},
 };
 
 /// A connection between two of its bytes.
@@ -26,6 +26,8 @@ pub struct Wire {
     pub input: BytesMut,
     /// Until when the connection may go on as it is.
     pub beat: Beat,
+    /// Bytes that left the TLS layer although the socket was not writable, and that nobody has counted yet.
+    pub pushed: usize,
     ended: bool,
 }
 
@@ -43,7 +45,7 @@ pub enum Ended {
 impl Wire {
     /// A connection of which nothing has been read.
     pub fn new(stream: Stream, beat: Beat) -> Self {
-        Wire { stream, input: BytesMut::new(), beat, ended: false }
+        Wire { stream, input: BytesMut::new(), beat, pushed: 0, ended: false }
     }
 
     /// Takes the first bytes of what has arrived, in the memory in which they are.
@@ -124,21 +126,39 @@ impl Wire {
                     out.advance(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
-                Poll::Pending if self.beat.is_over() => return Poll::Ready(Err(Ended::Over)),
+                Poll::Pending if self.beat.is_over() => match self.push(if out.head.is_empty() { &out.data } else { &out.head }) {
+                    Some(Pushed::Unsealed) => {}
+                    Some(Pushed::Taken(n)) => {
+                        out.advance(n);
+                        if out.has_remaining() {
+                            return Poll::Pending;
+                        }
+                    }
+                    Some(Pushed::Sealed(_)) => return Poll::Pending,
+                    None => return Poll::Ready(Err(Ended::Over)),
+                },
                 Poll::Pending => return Poll::Pending,
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until the socket has room again after it had none.
-    pub fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        match self.stream.poll_writable(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
-            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
-            Poll::Pending => Poll::Pending,
+    /// The time is over: whether the kernel takes some of this after all. `None` when it does not, or the connection has to make room.
+    fn push(&mut self, bytes: &[u8]) -> Option<Pushed> {
+        if self.beat.is_evicted() {
+            return None;
         }
+        let pushed = self.stream.push(bytes).ok()?;
+        match pushed {
+            Pushed::Taken(0) | Pushed::Sealed(0) => return None,
+            Pushed::Taken(n) => self.beat.advance(n as u64),
+            Pushed::Sealed(n) => {
+                self.beat.advance(n as u64);
+                self.pushed = self.pushed.saturating_add(n);
+            }
+            Pushed::Unsealed => {}
+        }
+        Some(pushed)
     }
 
     /// Writes once; ready with how much left.
@@ -158,7 +178,7 @@ impl Wire {
         match Pin::new(&mut self.stream).poll_flush(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
-            Poll::Pending if self.beat.is_over() => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending if self.beat.is_over() && !matches!(self.push(&[]), Some(Pushed::Sealed(_))) => Poll::Ready(Err(Ended::Over)),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -111,6 +111,26 @@ async fn a_client_that_reads_steadily_is_not_let_go_however_long_it_takes() {
     assert!(read > 4_000_000, "{read}");
 }
 
+/// Three quarters of a unix socket's buffer have to be read before the kernel calls it writable, a third of a TCP socket's.
+#[tokio::test]
+async fn a_client_that_reads_steadily_is_not_let_go_because_the_buffers_are_full() {
+    let mut bench = Bench::one(quick(), |_| async {
+        let (sender, script) = Script::open(Some(2_000_000));
+        (0..40).for_each(|_| sender.send(Ok(Bytes::from(vec![b'x'; 50_000]))).unwrap());
+        Response::new(script)
+    });
+    bench.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    let (mut read, mut piece) = (0, vec![0; 8_000]);
+    for _ in 0..100 {
+        let n = bench.client.read(&mut piece).await.unwrap();
+        assert!(n > 0, "it was let go after {read} bytes");
+        read += n;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    read += bench.read_all().await.len();
+    assert!(read > 2_000_000, "{read}");
+}
+
 #[tokio::test]
 async fn a_stream_whose_client_waits_with_puma_is_not_let_go() {
     let (later, script) = Script::open(None);
@@ -186,8 +206,8 @@ impl Body for Plain {
 }
 
 impl Absorb for Plain {
-    fn poll_absorb(mut self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) -> bool {
-        Pin::new(&mut self.0).poll_absorb(cx, unsent)
+    fn poll_absorb(mut self: Pin<&mut Self>, cx: &mut Context<'_>, unsent: &mut Bytes) {
+        Pin::new(&mut self.0).poll_absorb(cx, unsent);
     }
 }
 

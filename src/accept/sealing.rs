@@ -71,13 +71,11 @@ impl Sealing {
         }
     }
 
-    /// Offers to the kernel what is encrypted, if anything is, without asking it for room.
+    /// Offers to the kernel what is encrypted, without asking it for room. Nothing is encrypted for this: as long as the kernel was
+    /// only asked, its buffer is not full, and what it took would say nothing about the client.
     pub fn push(&mut self) -> io::Result<Pushed> {
-        let rest = self.unsent.get(self.sent..).unwrap_or_default();
-        if rest.is_empty() {
-            self.unasked = 0;
-            return Ok(Pushed::Unsealed);
-        }
+        let rest = self.unsent.get(self.sent..).filter(|rest| !rest.is_empty());
+        let Some(rest) = rest else { return Ok(Pushed::Sealed(0)) };
         let n = send(self.tcp(), rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
         self.sent = self.sent.saturating_add(n);
         Ok(Pushed::Sealed(n))

@@ -40,8 +40,6 @@ pub enum Pushed {
     Taken(usize),
     /// So many went out that had been encrypted before.
     Sealed(usize),
-    /// Nothing was encrypted; the next write will encrypt some, and then they can be pushed.
-    Unsealed,
 }
 
 impl Stream {

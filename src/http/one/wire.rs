@@ -127,7 +127,6 @@ impl Wire {
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
                 Poll::Pending if self.beat.is_over() => match self.push(if out.head.is_empty() { &out.data } else { &out.head }) {
-                    Some(Pushed::Unsealed) => {}
                     Some(Pushed::Taken(n)) => {
                         out.advance(n);
                         if out.has_remaining() {
@@ -156,7 +155,6 @@ impl Wire {
                 self.beat.advance(n as u64);
                 self.pushed = self.pushed.saturating_add(n);
             }
-            Pushed::Unsealed => {}
         }
         Some(pushed)
     }

@@ -328,7 +328,7 @@ impl<B: Source + Unpin> Absorber<B> {
         if self.queue.is_empty() && self.backlog.is_none() && !self.held.is_empty() {
             self.held.clear();
         }
-        // What was taken back leaves the client without a piece while the disk is still at it.
+        // The client may have taken what it was left while the disk is still at the rest.
         if !self.backlog.as_ref().is_some_and(Backlog::is_writing) {
             self.passage = Passage::None;
         }

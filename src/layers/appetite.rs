@@ -25,7 +25,7 @@ pub struct Appetite {
 }
 
 impl Tables {
-    /// For as many answers as fill [`MOST`] and [`ANSWERS`].
+    /// For [`ANSWERS`] answers.
     pub fn new() -> Self {
         Tables(Arc::new(Semaphore::new(ANSWERS)))
     }

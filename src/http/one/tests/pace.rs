@@ -155,6 +155,9 @@ async fn relayed(pieces: usize, is_old: bool, length: Option<u64>) -> (Vec<u8>, 
     let dir = tempfile::tempdir().unwrap();
     let config = spill::Config { dir: dir.path().to_owned(), client_share: 1.0, ..spill::Config::default() };
     let store = Store::start(&config).unwrap();
+    // Other bodies crowd the memory, so what the client leaves is taken back at once.
+    let mut others = store.memory.open();
+    assert!(others.grow(store.memory.limit() / 100) && store.memory.is_crowded());
     let (sender, script) = Script::open(length);
     (0..pieces).for_each(|n| sender.send(Ok(Bytes::from(vec![n as u8; 50_000]))).unwrap());
     drop(sender);
@@ -238,6 +241,6 @@ async fn what_a_client_left_standing_arrives_whole_and_in_order() {
     }
     assert_eq!((data == expected(60), rest.len(), in_chunks.1), (true, 0, Sent::Kept));
     for (_, _, fetched) in [with_length, in_chunks, to_the_end] {
-        assert!(fetched < 200, "{fetched} pieces: what was taken back is fetched again while the socket has no room");
+        assert!(fetched < 85, "{fetched} pieces: what was taken back is fetched again while the socket has no room");
     }
 }

@@ -11,17 +11,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    net::{SendFlags, send},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
 
-use super::stream::Pushed;
+use super::stream::offer;
 
 /// A TLS connection after its handshake.
 #[derive(Debug)]
@@ -73,12 +70,10 @@ impl Sealing {
 
     /// Offers to the kernel what is encrypted, without asking it for room. Nothing is encrypted for this: as long as the kernel was
     /// only asked, its buffer is not full, and what it took would say nothing about the client.
-    pub fn push(&mut self) -> io::Result<Pushed> {
-        let rest = self.unsent.get(self.sent..).filter(|rest| !rest.is_empty());
-        let Some(rest) = rest else { return Ok(Pushed::Sealed(0)) };
-        let n = send(self.tcp(), rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    pub fn push(&mut self) -> io::Result<usize> {
+        let n = offer(self.tcp(), self.unsent.get(self.sent..).unwrap_or_default())?;
         self.sent = self.sent.saturating_add(n);
-        Ok(Pushed::Sealed(n))
+        Ok(n)
     }
 
     /// Hands to the socket what is encrypted; ready when it has taken everything.

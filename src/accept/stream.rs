@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -84,9 +85,9 @@ impl Stream {
     /// free again, for which a slow client takes longer than it may pause.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<Pushed> {
         match &mut self.transport {
-            Transport::Tcp(s) => Ok(Pushed::Taken(send(s, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)),
-            Transport::Unix(s) => Ok(Pushed::Taken(send(s, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)),
-            Transport::Tls(s) => s.push(),
+            Transport::Tcp(s) => offer(s, bytes).map(Pushed::Taken),
+            Transport::Unix(s) => offer(s, bytes).map(Pushed::Taken),
+            Transport::Tls(s) => s.push().map(Pushed::Sealed),
         }
     }
 
@@ -135,6 +136,11 @@ impl Transport {
         // Nothing there and gone already are as good: the descriptor is closed by the drop that follows.
         read.map(drop).unwrap_or_default();
     }
+}
+
+/// One attempt to write, without waiting.
+pub(super) fn offer(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 impl AsyncRead for Stream {

@@ -40,9 +40,7 @@ pub enum Received {
 /// An answer's body as it comes from Puma.
 pub trait Source: Body<Data = Bytes, Error = Refusal> {
     /// From here on no more than `most` bytes come at once, where that can be chosen.
-    fn at_once(&mut self, most: usize) {
-        let _ = most;
-    }
+    fn at_once(&mut self, _most: usize) {}
 }
 
 /// An answer's body that can be taken off Puma while its client is not reading.

@@ -25,6 +25,7 @@ use super::{
     budget::Reserved,
     passage::Passage,
     spill::{Config, Store},
+    stall::Stall,
     standing::Enrolled,
 };
 use crate::{
@@ -67,38 +68,6 @@ pub struct Place {
     client: ClientKey,
     /// Bytes of one answer that may wait in memory.
     most: usize,
-}
-
-/// How long the client has been at its piece.
-#[derive(Debug, Default)]
-struct Stall {
-    timer: Option<Pin<Box<Sleep>>>,
-    is_set: bool,
-    has_passed: bool,
-}
-
-impl Stall {
-    /// Whether the client has been at its piece for too long; wakes the task when it will have been.
-    fn poll_passed(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.has_passed {
-            return true;
-        }
-        if !self.is_set {
-            self.is_set = true;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(tokio::time::Instant::now() + PATIENCE),
-                None => self.timer = Some(Box::pin(tokio::time::sleep(PATIENCE))),
-            }
-        }
-        self.has_passed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-        self.has_passed
-    }
-
-    /// The client has taken its piece.
-    fn end(&mut self) -> bool {
-        self.is_set = false;
-        std::mem::take(&mut self.has_passed)
-    }
 }
 
 impl Place {
@@ -172,12 +141,13 @@ impl<B: Source + Unpin> Absorber<B> {
             if !has_stalled {
                 self.passage = Passage::None;
             }
-            let is_short = has_stalled || memory.is_tight();
-            let most = if is_short { LARGEST_PIECE } else { self.place.most };
             if has_stalled {
                 self.appetite.start_again();
             }
-            let piece = if is_short { LARGEST_PIECE } else { self.appetite.piece().max(LARGEST_PIECE) };
+            let (most, piece) = match has_stalled || memory.is_tight() {
+                true => (LARGEST_PIECE, LARGEST_PIECE),
+                false => (self.place.most, self.appetite.piece(&self.place.store.large_pieces).max(LARGEST_PIECE)),
+            };
             let is_writing = self.backlog.as_mut().is_some_and(|backlog| backlog.poll_settled(cx).is_pending());
             if !is_writing && has_stalled && self.step_back(unsent) {
                 continue;
@@ -278,15 +248,12 @@ impl<B: Source + Unpin> Absorber<B> {
         let n = unsent.len().saturating_sub(stay);
         if n > 0 && self.queue.is_empty() && self.backlog.as_mut().is_some_and(|backlog| backlog.untake(n)) {
             self.taken_back(n);
-            *unsent = Bytes::copy_from_slice(unsent.get(..stay).unwrap_or_default());
+            keep(unsent, stay);
             return false;
         }
         let total = n.saturating_add(self.queued);
         if total <= WORTHLESS {
-            // The allocation that it is a part of may be large.
-            if n > 0 {
-                *unsent = Bytes::copy_from_slice(unsent);
-            }
+            keep(unsent, usize::MAX);
             return false;
         }
         if self.backlog.is_none() {
@@ -301,7 +268,7 @@ impl<B: Source + Unpin> Absorber<B> {
         if begun {
             self.queued = 0;
             self.taken_back(n);
-            *unsent = Bytes::copy_from_slice(unsent.get(..stay).unwrap_or_default());
+            keep(unsent, stay);
         }
         begun
     }
@@ -312,7 +279,7 @@ impl<B: Source + Unpin> Absorber<B> {
         }
         self.again = self.again.saturating_add(n);
         self.step = STEP_LEAST;
-        self.stall.has_passed = true;
+        self.stall.pass();
         if let Some(left) = &mut self.left {
             *left = left.saturating_add(n as u64);
         }
@@ -357,10 +324,8 @@ impl<B: Source + Unpin> Absorber<B> {
         if store.memory.is_crowded() {
             self.appetite.start_again();
         }
-        inner.at_once(self.appetite.piece());
-        let next = ready!(Pin::new(inner).poll_frame(cx));
-        self.appetite.grow(&store.tables);
-        match next {
+        inner.at_once(self.appetite.piece(&store.large_pieces));
+        match ready!(Pin::new(inner).poll_frame(cx)) {
             None => {
                 self.inner = None;
                 Poll::Ready(None)
@@ -377,6 +342,7 @@ impl<B: Source + Unpin> Absorber<B> {
     }
 
     fn gone(&mut self, piece: Bytes) -> Poll<Option<Result<Bytes, Refusal>>> {
+        self.appetite.took(piece.len());
         if let Some(enrolled) = &self.enrolled {
             enrolled.took(piece.len());
         }
@@ -385,6 +351,11 @@ impl<B: Source + Unpin> Absorber<B> {
         }
         Poll::Ready(Some(Ok(piece)))
     }
+}
+
+/// Leaves the first bytes in memory of their own: the allocation that they are a part of may be large.
+fn keep(unsent: &mut Bytes, most: usize) {
+    *unsent = Bytes::copy_from_slice(unsent.get(..most).unwrap_or(unsent));
 }
 
 /// Bytes of an answer that wait in memory before a file takes the rest.
@@ -396,8 +367,6 @@ const STEP_MOST: usize = 64 * 1024;
 const WORTHLESS: usize = 1024;
 /// Bytes of its piece that a client keeps when the rest is taken back.
 const STAY: usize = 256;
-/// How long a client may be at a piece before the piece is taken back.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How long Puma waits until room is looked for again.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -406,7 +375,10 @@ mod tests {
     use http_body::{Body, Frame};
 
     use super::*;
-    use crate::{layers::appetite, units::ByteSize};
+    use crate::{
+        layers::{appetite, stall::PATIENCE},
+        units::ByteSize,
+    };
 
     /// A body of pieces; `None` in it means that Puma has nothing yet, once.
     #[derive(Debug)]
@@ -485,7 +457,8 @@ mod tests {
         assert_eq!(unsent.len(), 59_900, "for a moment it may keep its piece");
         tokio::time::advance(PATIENCE * 2).await;
         stand_still(&mut absorber, &mut unsent, 200).await;
-        assert!(unsent.len() == STAY && absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
+        assert!(absorber.queue.is_empty() && absorber.inner.is_none(), "Puma is done, memory is free");
+        assert_eq!(unsent.len(), 256, "without any the next piece would be fetched, to be taken back as well");
         assert!(store.disk.used() >= 1_199_900 - 60_000);
         let mut got = all[..100].to_vec();
         got.extend_from_slice(&unsent);
@@ -497,6 +470,18 @@ mod tests {
         }
         assert!(got == all);
         assert_eq!(store.disk.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_bytes_of_a_piece_do_not_keep_the_memory_of_all_of_it() {
+        let (sent, _) = pieces(&[60_000]);
+        let (_dir, _store, mut absorber) = absorber(1 << 30, sent);
+        let piece = next(&mut absorber).await.unwrap();
+        let mut unsent = piece.slice(59_900..);
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        tokio::time::advance(PATIENCE * 2).await;
+        stand_still(&mut absorber, &mut unsent, 1).await;
+        assert!(unsent == piece.slice(59_900..) && unsent.is_unique());
     }
 
     #[tokio::test(start_paused = true)]

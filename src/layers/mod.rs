@@ -51,6 +51,7 @@ pub mod shield_body;
 pub mod shield_config;
 pub mod slots;
 pub mod spill;
+pub mod stall;
 pub mod standing;
 pub mod target_view;
 pub mod websocket;

@@ -129,8 +129,8 @@ where
             return Poll::Ready(Ok(Response::from_parts(parts, Relayed::Whole(first))));
         }
         let client = this.client.unwrap_or(ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
-        // A stream's piece waits for the client's window, where nobody takes it back.
-        let largest = if *this.is_pumped { LARGEST_PIECE } else { appetite::MOST };
+        // A stream's piece waits for the client's window, where nobody takes it back; and without a length pieces are as they come.
+        let largest = if *this.is_pumped || left.is_none() { LARGEST_PIECE } else { appetite::MOST };
         let absorber = Absorber::new(body, first, left, largest, Place::new(&this.layer.store, &this.layer.config, client));
         let relayed = if *this.is_pumped {
             let (out, pieces) = mpsc::channel(1);

@@ -14,9 +14,10 @@ use std::{
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use super::{
-    appetite::Tables,
+    appetite,
     budget::{Account, Reserved},
     files::{Files, Unlinked, finished},
     passage::Passages,
@@ -53,8 +54,8 @@ pub struct Store {
     pub standing: Arc<Standing>,
     /// For answers that go from Puma to the disk.
     pub passages: Passages,
-    /// For answers whose clients keep up.
-    pub tables: Tables,
+    /// For answers whose clients keep up: a permit each.
+    pub large_pieces: Arc<Semaphore>,
     /// Where they are on disk.
     pub files: Files,
 }
@@ -107,7 +108,7 @@ impl Store {
             disk: Account::new(disk, disk_share),
             standing: Standing::new(),
             passages: Passages::new(),
-            tables: Tables::new(),
+            large_pieces: Arc::new(Semaphore::new(appetite::ANSWERS)),
             files: Files::start(&config.dir)?,
         }))
     }

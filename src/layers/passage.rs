@@ -95,8 +95,8 @@ impl fmt::Debug for Passage {
     }
 }
 
-/// Answers on their way at the same time: for each of the two threads of the disk one that it writes, and one that is read meanwhile.
-const PASSAGES: usize = 4;
+/// Answers on their way at the same time: enough for two threads that write 64 KiB each time.
+const PASSAGES: usize = 16;
 /// Bytes of an answer in one go.
 const LENGTH: usize = 1 << 20;
 

@@ -251,3 +251,20 @@ fn a_reader_that_trickles_is_cut_off_by_its_rate() {
     }
     palisade.serves();
 }
+
+#[test]
+fn a_reader_over_tls_for_whom_the_kernels_buffer_is_too_large_is_not_cut_off() {
+    let Some(puma) = Puma::cluster() else { return };
+    let palisade = Setup::before(puma.address()).tls().with(SHORT).start();
+    let mut client = Client::tls_narrow(palisade.https(), "localhost", palisade.root());
+    client.send("GET /bytes/8388608 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    // The kernel calls a socket writable when a third of its buffer is free: at this rate after more than the second that a pause may take.
+    let mut read = 0;
+    for _ in 0..60 {
+        read += client.take(2_000).len();
+        thread::sleep(Duration::from_millis(100));
+    }
+    read += client.rest().0.len();
+    assert!(read > 8_388_608, "cut off after {read} bytes");
+    palisade.logged("the answer's end", |line| line["end"] == "ok");
+}

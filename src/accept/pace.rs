@@ -175,6 +175,12 @@ impl Pace {
     }
 }
 
+/// When a client that has taken nothing since `since` gets its part of the kernel's buffer filled where it is not, if its time is over at
+/// `deadline`: only from then on what the kernel takes says what the client does.
+pub fn fill_at(since: Millis, deadline: Millis) -> Millis {
+    since.saturating_add((deadline.saturating_sub(since) / 4).min(FILL_AFTER))
+}
+
 impl Pulse {
     /// The connection may go on as it is until `deadline`.
     pub fn until(&self, deadline: Millis) {
@@ -380,6 +386,8 @@ impl Drop for Beat {
 
 const SHARDS: usize = 16;
 const TICK: Duration = Duration::from_millis(100);
+/// Milliseconds: longer than a client takes that keeps up.
+const FILL_AFTER: Millis = 1000;
 
 #[cfg(test)]
 mod tests {

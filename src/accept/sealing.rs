@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::stream::offer;
+use super::stream::{Pushed, offer};
 
 /// A TLS connection after its handshake.
 #[derive(Debug)]
@@ -68,10 +68,34 @@ impl Sealing {
         }
     }
 
-    /// Offers to the kernel what is encrypted, without asking it for room. Nothing is encrypted for this: as long as the kernel was
-    /// only asked, its buffer is not full, and what it took would say nothing about the client.
-    pub fn push(&mut self) -> io::Result<usize> {
-        let n = offer(self.tcp(), self.unsent.get(self.sent..).unwrap_or_default())?;
+    /// Whether the kernel is known to have no room: it has left some of what is encrypted.
+    pub fn is_full(&self) -> bool {
+        self.sent < self.unsent.len()
+    }
+
+    /// Offers to the kernel what is encrypted, then `bytes`, in small records until it takes no more, without asking it for room.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<Pushed> {
+        let was_full = self.is_full();
+        let mut pushed = Pushed { was_full, taken: 0, sealed: self.offer()? };
+        for record in bytes.chunks(SHORT_RECORD) {
+            if self.is_full() {
+                break;
+            }
+            let session = self.tls.get_mut().1;
+            pushed.taken = pushed.taken.saturating_add(io::Write::write(&mut session.writer(), record)?);
+            (self.unsent, self.sent) = (Vec::new(), 0);
+            while session.wants_write() {
+                session.write_tls(&mut self.unsent)?;
+            }
+            self.offer()?;
+        }
+        Ok(pushed)
+    }
+
+    /// One attempt to write what is encrypted.
+    fn offer(&mut self) -> io::Result<usize> {
+        let rest = self.unsent.get(self.sent..).unwrap_or_default();
+        let n = if rest.is_empty() { 0 } else { offer(self.tcp(), rest)? };
         self.sent = self.sent.saturating_add(n);
         Ok(n)
     }
@@ -184,6 +208,8 @@ fn has_room(tcp: &TcpStream) -> io::Result<()> {
 
 /// Plaintext that is encrypted, and leaves in one system call, between two looks at the socket: two records (RFC 8446 §5.1).
 pub(super) const FLIGHT: usize = 32 * 1024;
+/// Plaintext of a record that may have to wait: a slow client holds no more of them than one.
+const SHORT_RECORD: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -239,6 +265,39 @@ mod tests {
         drop(near);
         let ended = tokio::time::timeout(Duration::from_secs(5), async { while far.write(&data).await.is_ok() {} }).await;
         assert!(ended.is_ok(), "a connection that broke must wake who waits for room");
+    }
+
+    #[tokio::test]
+    async fn what_is_pushed_fills_the_kernel_and_says_from_then_on_what_the_client_takes() {
+        let (mut far, mut near) = pair(32 * 1024).await;
+        let data: Vec<u8> = (0..1_000_000usize).map(|n| (n / 13 % 251) as u8).collect();
+        let mut sent = 0;
+        while let Ok(n) = tokio::time::timeout(Duration::from_millis(200), far.write(&data[sent..])).await {
+            sent += n.unwrap();
+        }
+        sent += far.push(&data[sent..]).unwrap().taken;
+        assert!(far.is_full() && far.unsent.len() - far.sent <= SHORT_RECORD + 100, "no more than a record waits");
+        assert_eq!(far.push(&data[sent..]).unwrap(), Pushed { was_full: true, taken: 0, sealed: 0 }, "nobody has read");
+        let mut got = vec![0; sent / 2];
+        near.read_exact(&mut got).await.unwrap();
+        let moved = async {
+            loop {
+                let pushed = far.push(&data[sent..]).unwrap();
+                sent += pushed.taken;
+                if pushed.sealed > 0 {
+                    break pushed;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(5), moved).await.unwrap().was_full);
+        let write = async {
+            far.write_all(&data[sent..]).await.unwrap();
+            far.shutdown().await.unwrap();
+        };
+        let (read, ()) = tokio::join!(near.read_to_end(&mut got), write);
+        read.unwrap();
+        assert!(got == data);
     }
 
     #[tokio::test]

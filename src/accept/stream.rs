@@ -7,7 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustix::net::{SendFlags, send};
+use rustix::{
+    io::Errno,
+    net::{SendFlags, send},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -36,11 +39,13 @@ pub enum Transport {
 
 /// What became of bytes that were pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    /// So many went out.
-    Taken(usize),
+pub struct Pushed {
+    /// The kernel had no room before, so what it took now the client has made room for.
+    pub was_full: bool,
+    /// So many of them are on their way.
+    pub taken: usize,
     /// So many went out that had been encrypted before.
-    Sealed(usize),
+    pub sealed: usize,
 }
 
 impl Stream {
@@ -84,10 +89,20 @@ impl Stream {
     /// Offers to the kernel what comes next, whatever it says of room: it calls a socket writable only when much of its buffer is
     /// free again, for which a slow client takes longer than it may pause.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<Pushed> {
-        match &mut self.transport {
-            Transport::Tcp(s) => offer(s, bytes).map(Pushed::Taken),
-            Transport::Unix(s) => offer(s, bytes).map(Pushed::Taken),
-            Transport::Tls(s) => s.push().map(Pushed::Sealed),
+        let taken = match &mut self.transport {
+            Transport::Tcp(s) => offer(s, bytes)?,
+            Transport::Unix(s) => offer(s, bytes)?,
+            Transport::Tls(s) => return s.push(bytes),
+        };
+        Ok(Pushed { was_full: true, taken, sealed: 0 })
+    }
+
+    /// Whether the kernel has no room, as far as is known of a socket that waits for some. Under TLS it is asked before anything is
+    /// encrypted, and says no long before that.
+    pub fn is_full(&self) -> bool {
+        match &self.transport {
+            Transport::Tcp(_) | Transport::Unix(_) => true,
+            Transport::Tls(s) => s.is_full(),
         }
     }
 
@@ -138,9 +153,12 @@ impl Transport {
     }
 }
 
-/// One attempt to write, without waiting.
+/// One attempt to write, without waiting: how much the kernel took.
 pub(super) fn offer(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Err(Errno::WOULDBLOCK) => Ok(0),
+        sent => Ok(sent?),
+    }
 }
 
 impl AsyncRead for Stream {

@@ -103,9 +103,17 @@ where
             return Poll::Ready(());
         }
         let now = beat.now();
-        let Some(silent) = alive.look(&mut frames, now, front.load.heard.load(Relaxed)) else { return Poll::Ready(()) };
-        match watch.look(now) {
-            Verdict::Until(deadline) => beat.until(deadline.min(silent).min(streams.rest(now)).min(front.load.pause())),
+        let (heard, unheard) = (front.load.heard.load(Relaxed), front.load.unheard.load(Relaxed));
+        let Some(silent) = alive.look(&mut frames, now, heard, unheard) else { return Poll::Ready(()) };
+        let verdict = match watch.look(now, wire.is_blocked()) {
+            Verdict::End if wire.push(cx) => watch.look(now, true),
+            other @ (Verdict::Until(_) | Verdict::Leave | Verdict::End) => other,
+        };
+        match verdict {
+            Verdict::Until(deadline) => {
+                let others = [silent, streams.rest(now), front.load.pause(), wire.fill(cx, now, deadline)];
+                beat.until(others.into_iter().fold(deadline, u64::min));
+            }
             Verdict::Leave => {
                 connection.graceful_shutdown();
                 bells.frames.wake_by_ref();
@@ -150,7 +158,7 @@ async fn greet<S>(wire: &Wire, head: u32, watch: &mut Watch<S>, beat: &Beat) -> 
                 connection
             }));
         }
-        match watch.look(beat.now()) {
+        match watch.look(beat.now(), wire.is_blocked()) {
             Verdict::Until(deadline) => beat.until(deadline),
             Verdict::Leave => {
                 is_leaving = true;

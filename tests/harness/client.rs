@@ -77,7 +77,18 @@ impl Client {
 
     /// TLS with ALPN http/1.1; trusts `root` and nothing else.
     pub fn tls(address: SocketAddr, name: &str, root: &CertificateDer<'static>) -> Client {
-        let tcp = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        Client::tls_over(TcpStream::connect_timeout(&address, PATIENCE).unwrap(), name, root)
+    }
+
+    /// The same with a small receive buffer, so that the server notices at once that nobody reads.
+    pub fn tls_narrow(address: SocketAddr, name: &str, root: &CertificateDer<'static>) -> Client {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect_timeout(&address.into(), PATIENCE).unwrap();
+        Client::tls_over(socket.into(), name, root)
+    }
+
+    fn tls_over(tcp: TcpStream, name: &str, root: &CertificateDer<'static>) -> Client {
         tcp.set_nodelay(true).unwrap();
         let session = ClientConnection::new(tls_config(root, &[b"http/1.1"]), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
         Client::over(Line::Tls(Box::new(StreamOwned::new(session, tcp))))

@@ -87,6 +87,7 @@ pub fn send<'a, B: Relay>(
     timeouts: &Timeouts,
 ) -> Send<'a, B> {
     let (parts, body) = response.into_parts();
+    wire.was_filled = false;
     let length = body.size_hint().exact();
     let frame = Frame::of(parts.status, shape.to_head, shape.is_old, length);
     let persistence = match (shape.keep && frame != Frame::Close, shape.is_old) {
@@ -282,7 +283,11 @@ impl Sending<'_> {
         };
         match sent {
             Poll::Ready(Ok(())) => {
-                self.rest(before);
+                let moved = self.made_room_for(before);
+                // What only filled the kernel's buffer the client has not taken.
+                if moved > 0 || before == 0 {
+                    self.rest(moved);
+                }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(ended)) => Poll::Ready(Err(end_of(ended))),
@@ -293,15 +298,20 @@ impl Sending<'_> {
         }
     }
 
-    /// The client has the turn, and `moved` bytes of it went out.
-    fn hurry(&mut self, moved: usize) {
-        let moved = moved.saturating_add(std::mem::take(&mut self.wire.pushed));
+    /// How many bytes the client has made room for, when so many went out.
+    fn made_room_for(&mut self, sent: usize) -> usize {
+        sent.saturating_add_signed(std::mem::take(&mut self.wire.ahead))
+    }
+
+    /// The client has the turn, and `sent` bytes of it went out.
+    fn hurry(&mut self, sent: usize) {
+        let moved = self.made_room_for(sent);
         let now = self.wire.beat.now();
         let starts = self.pace.as_ref().is_none_or(Pace::is_paused);
         let pace = self.pace.get_or_insert_with(|| Pace::new(now, self.stall, self.rates.write_min, self.rates.grace));
         if starts || moved > 0 {
             pace.moved(moved);
-            self.wire.beat.until(pace.deadline(now));
+            self.wire.until(pace.deadline(now));
         }
     }
 

@@ -14,8 +14,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::accept::{
-    pace::Beat,
-    stream::{Pushed, Stream, Transport},
+    pace::{Beat, fill_at},
+    stream::{Stream, Transport},
 };
 
 /// A connection between two of its bytes.
@@ -26,8 +26,12 @@ pub struct Wire {
     pub input: BytesMut,
     /// Until when the connection may go on as it is.
     pub beat: Beat,
-    /// Bytes that left the TLS layer although the socket was not writable, and that nobody has counted yet.
-    pub pushed: usize,
+    /// How many bytes more the client has made room for than were taken from what is on its way: some had left that before.
+    pub ahead: isize,
+    /// When it is over for a client that takes nothing.
+    due: u64,
+    /// The kernel's buffer has been full in this answer: what it takes from then on, the client has made room for.
+    pub was_filled: bool,
     ended: bool,
 }
 
@@ -45,7 +49,7 @@ pub enum Ended {
 impl Wire {
     /// A connection of which nothing has been read.
     pub fn new(stream: Stream, beat: Beat) -> Self {
-        Wire { stream, input: BytesMut::new(), beat, pushed: 0, ended: false }
+        Wire { stream, input: BytesMut::new(), beat, ahead: 0, due: 0, was_filled: false, ended: false }
     }
 
     /// Takes the first bytes of what has arrived, in the memory in which they are.
@@ -126,37 +130,45 @@ impl Wire {
                     out.advance(n);
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(Ended::Broken)),
-                Poll::Pending if self.beat.is_over() => match self.push(if out.head.is_empty() { &out.data } else { &out.head }) {
-                    Some(Pushed::Taken(n)) => {
-                        out.advance(n);
-                        if out.has_remaining() {
-                            return Poll::Pending;
-                        }
+                Poll::Pending if self.beat.is_over() => {
+                    if !self.push(out) {
+                        return Poll::Ready(Err(Ended::Over));
                     }
-                    Some(Pushed::Sealed(_)) => return Poll::Pending,
-                    None => return Poll::Ready(Err(Ended::Over)),
-                },
+                    if out.has_remaining() {
+                        return Poll::Pending;
+                    }
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    /// The time is over: whether the kernel takes some of this after all. `None` when it does not, or the connection has to make room.
-    fn push(&mut self, bytes: &[u8]) -> Option<Pushed> {
+    /// The client has the turn, until `deadline` if it takes nothing.
+    pub fn until(&mut self, deadline: u64) {
+        self.due = deadline;
+        self.beat.until(if self.stream.is_full() { deadline } else { fill_at(self.beat.now(), deadline) });
+    }
+
+    /// Offers the next bytes to the kernel when the time is over. Whether the connection goes on: not when the kernel takes none,
+    /// or when the connection has to make room.
+    fn push(&mut self, out: &mut Outgoing) -> bool {
         if self.beat.is_evicted() {
-            return None;
+            return false;
         }
-        let pushed = self.stream.push(bytes).ok()?;
-        match pushed {
-            Pushed::Taken(0) | Pushed::Sealed(0) => return None,
-            Pushed::Taken(n) => self.beat.advance(n as u64),
-            Pushed::Sealed(n) => {
-                self.beat.advance(n as u64);
-                self.pushed = self.pushed.saturating_add(n);
-            }
+        let Ok(pushed) = self.stream.push(if out.head.is_empty() { &out.data } else { &out.head }) else { return false };
+        out.advance(pushed.taken);
+        if !pushed.was_full && !self.was_filled {
+            self.ahead = self.ahead.saturating_sub_unsigned(pushed.taken);
+            self.was_filled = self.stream.is_full();
+            let now = self.beat.now();
+            self.beat.until(if self.was_filled { self.due } else { now });
+            return now < self.due;
         }
-        Some(pushed)
+        self.ahead = self.ahead.saturating_add_unsigned(pushed.sealed);
+        let moved = pushed.taken.saturating_add(pushed.sealed);
+        self.beat.advance(moved as u64);
+        moved > 0
     }
 
     /// Writes once; ready with how much left.
@@ -176,7 +188,7 @@ impl Wire {
         match Pin::new(&mut self.stream).poll_flush(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Ended::Broken)),
-            Poll::Pending if self.beat.is_over() && !matches!(self.push(&[]), Some(Pushed::Sealed(_))) => Poll::Ready(Err(Ended::Over)),
+            Poll::Pending if self.beat.is_over() && !self.push(&mut Outgoing::default()) => Poll::Ready(Err(Ended::Over)),
             Poll::Pending => Poll::Pending,
         }
     }

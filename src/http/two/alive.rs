@@ -8,8 +8,8 @@ use h2::{Ping, PingPong};
 #[derive(Debug)]
 pub struct Alive {
     pings: Option<PingPong>,
-    /// When the PING was sent that has no echo yet.
-    asked: Option<u64>,
+    /// When the PING was sent that has no echo yet, and when that should be there.
+    asked: Option<(u64, u64)>,
 }
 
 impl Alive {
@@ -18,27 +18,47 @@ impl Alive {
         Alive { pings, asked: None }
     }
 
-    /// Until when it goes on, if the last bytes came at `heard`; `None` when nobody is there.
-    pub fn look(&mut self, cx: &mut Context<'_>, now: u64, heard: u64) -> Option<u64> {
+    /// Until when it goes on, if the client was last heard of at `heard` and has been sent so much since its last bytes; `None` when
+    /// nobody is there.
+    pub fn look(&mut self, cx: &mut Context<'_>, now: u64, heard: u64, unheard: u64) -> Option<u64> {
         let Some(pings) = &mut self.pings else { return Some(u64::MAX) };
         if self.asked.is_some() && pings.poll_pong(cx).is_ready() {
             self.asked = None;
         }
         let due = heard.saturating_add(SILENCE);
-        if let Some(asked) = self.asked {
-            // Any bytes are a sign of life, but a new PING has to wait for the echo of the old one.
-            let end = asked.saturating_add(ECHO).max(if heard > asked { due.saturating_add(ECHO) } else { 0 });
+        if let Some((asked, end)) = self.asked {
+            // Any sign of life counts, but a new PING has to wait for the echo of the old one.
+            let end = end.max(if heard > asked { due.saturating_add(ECHO) } else { 0 });
             return (now < end).then_some(end);
         }
         if now < due {
             return Some(due);
         }
+        let end = now.saturating_add(echo(unheard));
         if pings.send_ping(Ping::opaque()).is_ok() {
-            self.asked = Some(now);
+            self.asked = Some((now, end));
         }
-        Some(now.saturating_add(ECHO))
+        Some(end)
     }
+}
+
+/// How long an echo may take: the PING stands behind what the kernel still has to send.
+fn echo(unheard: u64) -> u64 {
+    unheard.min(MOST_QUEUED).checked_div(SLOWEST).unwrap_or(0).saturating_add(ECHO)
 }
 
 const SILENCE: u64 = 20_000;
 const ECHO: u64 = 10_000;
+/// Bytes of a socket's send buffer, and how many of them a slow client takes in a millisecond.
+const MOST_QUEUED: u64 = 512 * 1024;
+const SLOWEST: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_sent_much_has_longer_for_the_echo_up_to_a_bound() {
+        assert_eq!([0, 100_000, u64::MAX].map(echo), [10_000, 60_000, 10_000 + 262_144]);
+    }
+}

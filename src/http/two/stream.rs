@@ -214,7 +214,7 @@ impl Answer<'_> {
                 continue;
             }
             let piece = self.rest.split_to(self.rest.len().min(room).min(PIECE));
-            self.load.moved.fetch_add(piece.len() as u64, Relaxed);
+            self.load.make_room(piece.len() as u64);
             let is_last = self.rest.is_empty() && body.is_end_stream();
             if self.send.send_data(piece, is_last).is_err() {
                 return Poll::Ready(None);

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod attacks;
+mod slow;
 mod websocket;
 
 const DATA: u8 = 0;

@@ -21,15 +21,19 @@ pub struct Load {
     /// Answers whose next piece the client has to make room for.
     pub stalls: Arc<Stalls>,
     /// Bytes of answers that the client has made room for.
-    pub moved: AtomicU64,
+    moved: AtomicU64,
+    /// Bytes that are counted before h2 takes more for them.
+    ahead: AtomicU64,
     /// Streams answered in whole since the meter looked last.
     pub answered: AtomicU32,
     /// Streams that were opened.
     pub seen: AtomicU32,
     /// Streams that the client has reset before they were answered.
     pub resets: AtomicU32,
-    /// When the client's last bytes came, in milliseconds.
+    /// When the client was last heard of, in milliseconds: its bytes came, or it took some.
     pub heard: AtomicU64,
+    /// Bytes that were sent since its last bytes came.
+    pub unheard: AtomicU64,
     /// Streams that were reset since the last pause, less what answers have made good.
     haste: AtomicU32,
     /// Until when nothing is read.
@@ -47,10 +51,12 @@ impl Load {
             streams: AtomicUsize::new(0),
             stalls: Stalls::new(),
             moved: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             answered: AtomicU32::new(0),
             seen: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             heard: AtomicU64::new(0),
+            unheard: AtomicU64::new(0),
             haste: AtomicU32::new(0),
             pause: AtomicU64::new(u64::MAX),
         })
@@ -61,6 +67,19 @@ impl Load {
         self.streams.fetch_add(1, Relaxed);
         self.seen.fetch_add(1, Relaxed);
         Open(Arc::clone(self))
+    }
+
+    /// The client has made room for so many bytes of an answer.
+    pub fn make_room(&self, bytes: u64) {
+        let ahead = self.ahead.load(Relaxed);
+        self.ahead.store(ahead.saturating_sub(bytes), Relaxed);
+        self.moved.fetch_add(bytes.saturating_sub(ahead), Relaxed);
+    }
+
+    /// So many bytes left for the kernel while answers wait, so many of them into room that the client has made.
+    pub fn run_ahead(&self, left: u64, moved: u64) {
+        self.ahead.fetch_add(left, Relaxed);
+        self.moved.fetch_add(moved, Relaxed);
     }
 
     /// The client has reset a stream.
@@ -147,10 +166,11 @@ impl<S> Watch<S> {
         Watch { site, sites, load, born: now, idle: None, leaving: None, pace: None, moved: 0 }
     }
 
-    /// Looks at what has happened since the last call.
-    pub fn look(&mut self, now: u64) -> Verdict {
+    /// Looks at what has happened since the last call; `is_blocked` where answers wait, even whole ones, until the client makes room
+    /// in its connection.
+    pub fn look(&mut self, now: u64, is_blocked: bool) -> Verdict {
         let timeouts = &self.site.timeouts;
-        let is_idle = self.load.streams.load(Relaxed) == 0;
+        let is_idle = self.load.streams.load(Relaxed) == 0 && !is_blocked;
         self.idle = if is_idle { self.idle.or(Some(now)) } else { None };
         let silent = self.idle.map(|since| since.saturating_add(timeouts.idle.as_millis()));
         let old = self.born.saturating_add(timeouts.connection_age.as_millis());
@@ -167,7 +187,7 @@ impl<S> Watch<S> {
             }
         }
         let patience = timeouts.write_stall.as_millis();
-        let slow = self.slow(now);
+        let slow = self.slow(now, is_blocked);
         // What is under way is answered, and its end may still be on its way; but nobody stays for ever.
         let gone = match (self.leaving, self.idle) {
             (Some(leaving), Some(idle)) if idle > leaving => Some(idle.saturating_add(patience)),
@@ -183,11 +203,11 @@ impl<S> Watch<S> {
     }
 
     /// The moment at which the client takes its answers too slowly, while any of them waits for it.
-    fn slow(&mut self, now: u64) -> Option<u64> {
+    fn slow(&mut self, now: u64, is_blocked: bool) -> Option<u64> {
         let total = self.load.moved.load(Relaxed);
         let moved = usize::try_from(total.saturating_sub(self.moved)).unwrap_or(usize::MAX);
         self.moved = total;
-        if self.load.stalls.count() == 0 {
+        if self.load.stalls.count() == 0 && !is_blocked {
             if let Some((pace, _)) = &mut self.pace {
                 pace.moved(moved);
                 pace.pause(now);
@@ -213,3 +233,20 @@ const LEAVE: u64 = 5000;
 /// Streams that a client may reset before it is not read for a moment, and that moment in milliseconds.
 const HASTE: u32 = 16;
 const PAUSE: u64 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_left_before_h2_took_more_for_it_counts_once() {
+        let load = Load::new();
+        load.make_room(100);
+        load.run_ahead(50, 50);
+        load.run_ahead(30, 0);
+        load.make_room(60);
+        assert_eq!(load.moved.load(Relaxed), 150, "the 60 are among the 80 that had left");
+        load.make_room(60);
+        assert_eq!(load.moved.load(Relaxed), 190);
+    }
+}

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::watch::Load;
 use crate::{
     accept::{
-        pace::{Pulse, Sweep},
+        pace::{Pulse, Sweep, fill_at},
         stream::Stream,
     },
     http::frames::{CALM, Meter, UPDATE_EVERY},
@@ -42,6 +42,10 @@ struct Line {
     is_unflushed: bool,
     /// h2 waits for room.
     is_awaited: bool,
+    /// Since when the socket has been taking nothing.
+    blocked: Option<u64>,
+    /// The kernel's buffer has been full: what it takes from then on, the client has made room for.
+    was_filled: bool,
     /// A flood was seen; its connection ends when the pause is over.
     is_flood: bool,
 }
@@ -60,6 +64,8 @@ impl Wire {
             sent: 0,
             is_unflushed: false,
             is_awaited: false,
+            blocked: None,
+            was_filled: false,
             is_flood: false,
         };
         Wire(Arc::new(Mutex::new(line)))
@@ -80,6 +86,35 @@ impl Wire {
         sent
     }
 
+    /// Fills the kernel's buffer when it is time for that (see [`fill_at`]); says when to look again.
+    pub fn fill(&self, cx: &mut Context<'_>, now: u64, deadline: u64) -> u64 {
+        let mut line = self.line();
+        let Some(blocked) = line.blocked.filter(|_| !line.stream.is_full()) else { return u64::MAX };
+        let due = fill_at(blocked, deadline);
+        if now < due {
+            return due;
+        }
+        line.push();
+        cx.waker().wake_by_ref();
+        u64::MAX
+    }
+
+    /// Whether bytes wait until the client makes room for them.
+    pub fn is_blocked(&self) -> bool {
+        self.line().blocked.is_some()
+    }
+
+    /// Offers the next bytes to the kernel, which calls a socket writable only when much of its buffer is free again. Whether the
+    /// client has made room for any.
+    pub fn push(&self, cx: &mut Context<'_>) -> bool {
+        let mut line = self.line();
+        let goes_on = line.blocked.is_some() && line.push();
+        if goes_on {
+            cx.waker().wake_by_ref();
+        }
+        goes_on
+    }
+
     fn line(&self) -> MutexGuard<'_, Line> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,24 +123,67 @@ impl Wire {
 impl Line {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            let wrote = Pin::new(&mut self.stream).poll_write(cx, &self.out);
+            let n = ready!(self.or_blocked(wrote))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.out.advance(n.min(self.out.len()));
-            self.is_unflushed = true;
-            self.sent = self.sent.saturating_add(n as u64);
-            self.beat.advance(n as u64);
+            self.advance(n);
+            self.take_turn(n);
         }
         if self.is_unflushed {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+            ready!(self.or_blocked(flushed))?;
             self.is_unflushed = false;
             if self.load.streams.load(Relaxed) == 0 {
                 // An idle connection holds no buffer.
                 self.out = BytesMut::new();
             }
         }
+        self.blocked = None;
         Poll::Ready(Ok(()))
+    }
+
+    /// Remembers since when nothing has been taken.
+    fn or_blocked<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_pending() {
+            self.blocked.get_or_insert_with(|| self.clock.now());
+        }
+        written
+    }
+
+    /// The client, for whom this waited, has made room for so many bytes: it is there, whatever it says.
+    fn take_turn(&mut self, n: usize) {
+        if self.blocked.is_some() && n > 0 {
+            let now = self.clock.now();
+            self.blocked = Some(now);
+            self.load.heard.store(now, Relaxed);
+            self.load.run_ahead(n as u64, n as u64);
+        }
+    }
+
+    /// So many bytes of what has gathered are on their way.
+    fn advance(&mut self, n: usize) {
+        self.out.advance(n.min(self.out.len()));
+        self.is_unflushed = true;
+        self.sent = self.sent.saturating_add(n as u64);
+        self.load.unheard.fetch_add(n as u64, Relaxed);
+        self.beat.advance(n as u64);
+    }
+
+    /// Offers what has gathered to the kernel without asking it for room; whether the client has made room for some of it.
+    fn push(&mut self) -> bool {
+        let Ok(pushed) = self.stream.push(&self.out) else { return false };
+        self.advance(pushed.taken);
+        let is_room = pushed.was_full || self.was_filled;
+        self.was_filled |= self.stream.is_full();
+        let moved = if is_room { pushed.taken.saturating_add(pushed.sealed) } else { 0 };
+        if is_room {
+            self.take_turn(moved);
+        } else {
+            self.load.run_ahead(pushed.taken as u64, 0);
+        }
+        moved > 0
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -148,6 +226,7 @@ impl AsyncRead for Wire {
         let fresh = into.filled().get(before..).unwrap_or_default();
         let now = line.clock.now();
         line.load.heard.store(now, Relaxed);
+        line.load.unheard.store(0, Relaxed);
         line.beat.advance(fresh.len() as u64);
         let (answered, sent) = (line.load.answered.swap(0, Relaxed), line.sent);
         line.sent = sent % UPDATE_EVERY;

@@ -1,0 +1,63 @@
+//! Clients that are slow in taking whole answers, and one that takes none.
+
+use super::*;
+
+/// Asks for 32 answers of 60,000 bytes, with windows for all of them: each is handed over at once and waits for the socket.
+async fn ask(timeouts: Timeouts) -> Bench {
+    let mut bench = Bench::two(timeouts, |_| async {
+        let (sender, script) = Script::open(Some(60_000));
+        sender.send(Ok(Bytes::from(vec![7; 60_000]))).unwrap();
+        Response::new(script)
+    });
+    bench.send(hello(&[0, 4, 0, 16, 0, 0])).await;
+    bench.send(frame(WINDOW_UPDATE, 0, 0, &10_000_000u32.to_be_bytes())).await;
+    for n in 0..ANSWERS {
+        bench.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET)).await;
+    }
+    bench
+}
+
+fn ended(said: &[u8]) -> usize {
+    frames(said).iter().filter(|(kind, flags, ..)| *kind == DATA && flags & END_STREAM != 0).count()
+}
+
+#[tokio::test]
+async fn whole_answers_that_wait_for_their_client_keep_its_connection() {
+    let mut bench = ask(quick()).await;
+    let (mut said, mut piece, start) = (Vec::new(), vec![0; 40_000], tokio::time::Instant::now());
+    while ended(&said) < ANSWERS as usize {
+        let n = bench.client.read(&mut piece).await.unwrap();
+        assert!(n > 0, "the connection ended after {:?}, {} answers and {} bytes", start.elapsed(), ended(&said), said.len());
+        said.extend(&piece[..n]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(start.elapsed() > Duration::from_millis(700), "longer than the idle time and the stall");
+}
+
+/// Three quarters of a unix socket's buffer have to be read before the kernel calls it writable.
+#[tokio::test]
+async fn a_client_that_takes_little_at_a_time_is_not_let_go_because_the_buffers_are_full() {
+    let mut bench = ask(quick()).await;
+    let (mut read, mut piece) = (0, vec![0; 8_000]);
+    for _ in 0..70 {
+        let n = bench.client.read(&mut piece).await.unwrap();
+        assert!(n > 0, "it was let go after {read} bytes");
+        read += n;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    while read < 60_000 * ANSWERS as usize {
+        let n = bench.client.read(&mut piece).await.unwrap();
+        assert!(n > 0, "it was let go after {read} bytes");
+        read += n;
+    }
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_whole_answers_is_let_go_at_the_stall() {
+    let start = tokio::time::Instant::now();
+    let mut bench = ask(Timeouts { idle: Deadline::seconds(60), ..quick() }).await;
+    bench.ended().await;
+    assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
+}
+
+const ANSWERS: u32 = 32;

@@ -40,8 +40,9 @@ pub struct Config {
     pub max: Max,
     /// Bytes of bodies in memory that waiting requests may hold; above it 503 `queue_full`. Default: 64 MiB.
     pub memory: ByteSize,
-    /// Order under overload, which is once the queue has been longer than what can be served in a twentieth of `deadline` for
-    /// a fifth of it: `"lifo"` serves those whose clients are most likely still there, `"fifo"` the oldest. Default: `"lifo"`.
+    /// Order under overload, which begins when more requests wait than can be served in a quarter of `deadline`, and lasts as long
+    /// as requests find no room: `"lifo"` serves those whose clients are most likely still there, `"fifo"` the oldest. Both the
+    /// beginning and the end count after a fifth of `deadline`. Default: `"lifo"`.
     pub overload_order: Order,
     /// Part of the threads, and of the queue, that one client may have while others are there: 0 to 1. Too low slows a
     /// client's parallel requests; too high lets one client slow all others. Default: 0.34.

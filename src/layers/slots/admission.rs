@@ -133,6 +133,9 @@ impl<T> Admission<T> {
         let room = self.pressure.room(&self.policy, self.workers.capacity(), self.workers.is_away(), now);
         let mine = self.clients.get(&ask.client).map_or(0, |c| c.waiting as usize);
         let share = if self.company.is_there(now) { part(room, self.policy.client_share) } else { room };
+        if self.waiting.len() >= room {
+            self.pressure.full(now);
+        }
         let has_room = (self.waiting.len() < room && self.memory.saturating_add(ask.memory) <= self.policy.memory)
             || (room > 0 && mine < share && self.displace(&ask));
         if mine >= share || !has_room {
@@ -216,9 +219,7 @@ impl<T> Admission<T> {
         if !self.company.is_there(now) {
             self.unpark_clients();
         }
-        if self.pressure.is_short(&self.policy, self.workers.capacity(), self.waiting.len()) {
-            self.pressure.end();
-        }
+        self.note_length(now);
         let newest_first = self.pressure.newest_first(&self.policy, now);
         for class in 0..self.ready.len() {
             loop {
@@ -300,7 +301,7 @@ impl<T> Admission<T> {
         let Some((order, ask)) = self.waiting.get(index).map(|w| (w.order, w.ask)) else { return };
         if self.share_left(&ask, now) && self.stream_left(&ask) {
             self.make_ready(order, index);
-            self.pressure.begin(now);
+            self.note_length(now);
         } else {
             self.park(order, index, &ask, now);
         }
@@ -373,6 +374,10 @@ impl<T> Admission<T> {
         self.forget(waiting.ask.client);
         self.note_standing();
         Some(waiting)
+    }
+
+    fn note_length(&mut self, now: Instant) {
+        self.pressure.note(&self.policy, self.workers.capacity(), self.waiting.len(), now);
     }
 
     fn note_standing(&mut self) {

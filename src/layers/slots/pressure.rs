@@ -9,6 +9,7 @@ use super::terms::Policy;
 pub(super) struct Pressure {
     service: Option<Duration>,
     standing_since: Option<Instant>,
+    full_at: Option<Instant>,
     back_since: Option<Instant>,
 }
 
@@ -26,9 +27,20 @@ impl Pressure {
         self.service
     }
 
-    /// Somebody waits.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.standing_since.get_or_insert(now);
+    /// So many wait. The queue stands from when it is long until it is short, or has had room for a while: with what can be served
+    /// soon, in whatever order, Puma keeps up, even if somebody always waits, and newest first would let the oldest starve for
+    /// nothing.
+    pub(super) fn note(&mut self, policy: &Policy, capacity: usize, waiting: usize, now: Instant) {
+        if waiting > self.within(policy.deadline / LONG_PART, capacity) {
+            self.standing_since.get_or_insert(now);
+        } else if waiting <= self.within(policy.deadline / STANDING_PART, capacity).div_ceil(2) || self.has_room(policy, now) {
+            self.standing_since = None;
+        }
+    }
+
+    /// Somebody comes for whom there is no room.
+    pub(super) fn full(&mut self, now: Instant) {
+        self.full_at = Some(now);
     }
 
     /// Puma is back: whoever waits has waited for something else until now.
@@ -37,12 +49,17 @@ impl Pressure {
         self.standing_since = self.standing_since.map(|_| now);
     }
 
-    /// Nobody waits, or only a few.
+    /// Nobody waits.
     pub(super) fn end(&mut self) {
         self.standing_since = None;
     }
 
-    /// The queue has not been short for a while: arrivals exceed what Puma can do, and the newest are served first.
+    fn has_room(&self, policy: &Policy, now: Instant) -> bool {
+        let since = self.standing_since.max(self.full_at);
+        since.is_some_and(|since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER)
+    }
+
+    /// The queue has been standing for a while: arrivals exceed what Puma can do, and the newest are served first.
     pub(super) fn newest_first(&self, policy: &Policy, now: Instant) -> bool {
         let stands = |since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER;
         policy.newest_first && self.standing_since.is_some_and(stands)
@@ -61,12 +78,6 @@ impl Pressure {
             policy.deadline
         };
         self.within(horizon, capacity).min(policy.max)
-    }
-
-    /// So few wait that all are served soon, in whatever order: Puma keeps up, even if somebody always waits. Newest first
-    /// would then let the oldest starve for nothing.
-    pub(super) fn is_short(&self, policy: &Policy, capacity: usize, waiting: usize) -> bool {
-        waiting <= self.within(policy.deadline / STANDING_PART, capacity).div_ceil(2)
     }
 
     /// How many can be served in that time.
@@ -89,9 +100,11 @@ const SMOOTHING: u32 = 16;
 /// Before anything was measured.
 const ASSUMED_SERVICE: Duration = Duration::from_millis(100);
 const SHORTEST_SERVICE: Duration = Duration::from_micros(100);
-/// The queue stands when it has not been short for this part of the deadline ...
+/// The queue is long when the oldest waits for more than this part of the deadline.
+const LONG_PART: u32 = 4;
+/// The newest are served first when it has stood for this part of the deadline ...
 const STANDING_AFTER: u32 = 5;
-/// ... and is then kept this much shorter: behind newest-first the rest only grows stale.
+/// ... and it is then kept this much shorter: behind newest-first the rest only grows stale.
 const STANDING_PART: u32 = 10;
 /// Room while nothing is known about Puma.
 const UNKNOWN_ROOM: usize = 128;

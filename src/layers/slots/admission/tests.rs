@@ -115,28 +115,50 @@ fn a_standing_queue_is_served_newest_first_and_a_fifo_never() {
 
 #[test]
 fn nobody_starves_in_a_queue_that_is_never_empty_and_never_long() {
-    // Sixteen clients that ask again as soon as they are answered, four threads: each waits for 150 ms.
-    let mut case = Case::new(policy(), &[4]);
-    let mut at = std::collections::HashMap::new();
-    let mut busy: Vec<_> = (0..4).map(|_| case.take(ask(1)).unwrap()).collect();
-    for ticket in 0..12 {
-        case.enqueue(ask(1), ticket).unwrap();
-        at.insert(ticket, case.now);
-    }
-    for round in 1..200u32 {
-        case.now += Duration::from_millis(50);
-        for (n, worker) in std::mem::take(&mut busy).into_iter().enumerate() {
-            case.release(worker, ask(1), 50);
-            busy.push(worker);
-            let served = case.next();
-            assert_eq!(served.len(), 1);
-            let waited = case.now - at[&served[0]];
-            assert!(waited <= Duration::from_millis(200), "waited {waited:?}");
-            let ticket = round * 100 + u32::try_from(n).unwrap();
+    // Sixteen clients that ask again as soon as they are answered: before four threads each waits for 150 ms, before one for
+    // 750 ms. As long as nothing was measured that looks like more.
+    for (threads, longest) in [(4, 200), (1, 800)] {
+        let mut case = Case::new(policy(), &[threads]);
+        let mut at = HashMap::new();
+        let mut busy: Vec<_> = (0..threads).map(|_| case.take(ask(1)).unwrap()).collect();
+        for ticket in 0..16 - threads {
             case.enqueue(ask(1), ticket).unwrap();
             at.insert(ticket, case.now);
         }
+        for round in 1..200u32 {
+            case.now += Duration::from_millis(50);
+            for (n, worker) in std::mem::take(&mut busy).into_iter().enumerate() {
+                case.release(worker, ask(1), 50);
+                busy.push(worker);
+                let served = case.next();
+                assert_eq!(served.len(), 1);
+                let waited = case.now - at[&served[0]];
+                assert!(waited <= Duration::from_millis(longest), "{threads}: waited {waited:?}");
+                let ticket = round * 100 + u32::try_from(n).unwrap();
+                case.enqueue(ask(1), ticket).unwrap();
+                at.insert(ticket, case.now);
+            }
+        }
     }
+}
+
+#[test]
+fn the_oldest_come_first_again_when_there_has_been_room_for_a_while() {
+    let mut case = Case::new(policy(), &[1]);
+    case.take(ask(1)).unwrap();
+    for ticket in 0..30 {
+        case.enqueue(ask(1), ticket).unwrap();
+    }
+    case.now += SECOND * 2;
+    assert!(case.enqueue(ask(1), 30).is_err(), "it stands, and what may wait is less");
+    let mut order = Vec::new();
+    for _ in 0..24 {
+        case.release(0, ask(1), 100);
+        order.extend(case.next());
+        case.now += Duration::from_millis(100);
+    }
+    assert!(order[..10].iter().rev().eq(&(20..30).collect::<Vec<u32>>()), "{order:?}");
+    assert_eq!(order[21..], [0, 1, 2], "{order:?}");
 }
 
 #[test]

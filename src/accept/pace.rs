@@ -178,7 +178,7 @@ impl Pace {
 /// When a client that has taken nothing since `since` gets its part of the kernel's buffer filled where it is not, if its time is over at
 /// `deadline`: only from then on what the kernel takes says what the client does.
 pub fn fill_at(since: Millis, deadline: Millis) -> Millis {
-    since.saturating_add((deadline.saturating_sub(since) / 4).min(FILL_AFTER))
+    since.saturating_add(deadline.saturating_sub(since) / 3)
 }
 
 impl Pulse {
@@ -386,8 +386,6 @@ impl Drop for Beat {
 
 const SHARDS: usize = 16;
 const TICK: Duration = Duration::from_millis(100);
-/// Milliseconds: longer than a client takes that keeps up.
-const FILL_AFTER: Millis = 1000;
 
 #[cfg(test)]
 mod tests {

@@ -178,7 +178,7 @@ impl Pace {
 /// When a client that has taken nothing since `since` gets its part of the kernel's buffer filled where it is not, if its time is over at
 /// `deadline`: only from then on what the kernel takes says what the client does.
 pub fn fill_at(since: Millis, deadline: Millis) -> Millis {
-    since.saturating_add(deadline.saturating_sub(since) / 3)
+    since.saturating_add(deadline.saturating_sub(since) / 6)
 }
 
 impl Pulse {

@@ -10,6 +10,7 @@ Fails where Palisade does not deliver an answer. Needs root, for the namespaces;
 """
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
@@ -30,22 +31,23 @@ def main():
     given = arguments.parse_args()
     if given.case is not None:
         return run(given, *CASES[given.case])
-    stand.need(["curl", "h2load"])
-    running = [begin(given, number, rate) for number, (_, rate, _, _) in enumerate(CASES)]
-    failed = sum([process.wait() != 0 for process in running])
-    for number in range(len(CASES)):
-        subprocess.run(["ip", "netns", "del", f"link{os.getpid()}-{number}"], check=True)
+    stand.need(["curl", "h2load", "ip", "tc"])
+    stand.end_well()
+    with contextlib.ExitStack() as spaces:
+        running = [begin(given, spaces, number, rate) for number, (_, rate, _, _) in enumerate(CASES)]
+        failed = sum([process.wait() != 0 for process in running])
     sys.exit(failed)
 
 
-def begin(given, number, rate):
+def begin(given, spaces, number, rate):
     space = f"link{os.getpid()}-{number}"
     inside = ["ip", "netns", "exec", space]
     subprocess.run(["ip", "netns", "add", space], check=True)
+    spaces.callback(subprocess.run, ["ip", "netns", "del", space], check=True)
     subprocess.run([*inside, "ip", "link", "set", "lo", "mtu", "1500", "up"], check=True)
     subprocess.run([*inside, *f"tc qdisc add dev lo root tbf rate {rate}kbit burst 3200 latency 500ms".split()], check=True)
     argv = [sys.executable, __file__, *([given.palisade] if given.palisade else []), "--peer", given.peer, "--seconds", str(given.seconds), "--case", str(number)]
-    return subprocess.Popen([*inside, *argv])
+    return spaces.enter_context(subprocess.Popen([*inside, *argv]))
 
 
 def run(given, kind, rate, streams, size):

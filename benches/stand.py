@@ -24,7 +24,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "release"
 CPUS = sorted(os.sched_getaffinity(0))
 PROXY_CPU, ORIGIN_CPU, LOAD_CPU = CPUS[0], CPUS[1 % len(CPUS)], CPUS[2 % len(CPUS)] if len(CPUS) > 2 else CPUS[-1]
-PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl", "valgrind": "valgrind", "llvm-profdata-19": "llvm-19"}
+PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl", "valgrind": "valgrind", "curl": "curl", "ip": "iproute2", "tc": "iproute2", "llvm-profdata-19": "llvm-19"}
 
 NGINX = """
 daemon off; worker_processes {workers}; worker_rlimit_nofile {files}; user {user}; pid {dir}/nginx.pid; error_log {dir}/nginx.log error;

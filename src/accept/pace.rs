@@ -178,7 +178,7 @@ impl Pace {
 /// When a client that has taken nothing since `since` gets its part of the kernel's buffer filled where it is not, if its time is over at
 /// `deadline`: only from then on what the kernel takes says what the client does.
 pub fn fill_at(since: Millis, deadline: Millis) -> Millis {
-    since.saturating_add(deadline.saturating_sub(since) / 6)
+    since.saturating_add(deadline.saturating_sub(since) / FILL_PART)
 }
 
 impl Pulse {
@@ -386,6 +386,8 @@ impl Drop for Beat {
 
 const SHARDS: usize = 16;
 const TICK: Duration = Duration::from_millis(100);
+/// Early, as the kernel frees its buffer in pieces of up to 64 KiB, and one has to be gone before the deadline.
+const FILL_PART: u64 = 6;
 
 #[cfg(test)]
 mod tests {

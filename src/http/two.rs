@@ -20,7 +20,7 @@ mod wire;
 use std::{
     convert::Infallible,
     pin::pin,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -99,20 +99,20 @@ where
                 break;
             }
         }
-        if matches!(wire.poll_send(&mut frames), Poll::Ready(Err(_))) || beat.is_evicted() {
+        let sent = wire.poll_send(&mut frames);
+        if matches!(sent, Poll::Ready(Err(_))) || beat.is_evicted() {
             return Poll::Ready(());
         }
-        let now = beat.now();
-        let (heard, unheard) = (front.load.heard.load(Relaxed), front.load.unheard.load(Relaxed));
-        let Some(silent) = alive.look(&mut frames, now, heard, unheard) else { return Poll::Ready(()) };
-        let verdict = match watch.look(now, wire.is_blocked()) {
-            Verdict::End if wire.push(cx) => watch.look(now, true),
+        let (now, is_blocked) = (beat.now(), sent.is_pending());
+        let Some(silent) = alive.look(&mut frames, now, &front.load) else { return Poll::Ready(()) };
+        let verdict = match watch.look(now, is_blocked) {
+            Verdict::End if is_blocked && wire.push(cx) => watch.look(now, true),
             other @ (Verdict::Until(_) | Verdict::Leave | Verdict::End) => other,
         };
         match verdict {
             Verdict::Until(deadline) => {
-                let others = [silent, streams.rest(now), front.load.pause(), wire.fill(cx, now, deadline)];
-                beat.until(others.into_iter().fold(deadline, u64::min));
+                let fill = if is_blocked { wire.fill(cx, now, deadline) } else { u64::MAX };
+                beat.until(deadline.min(silent).min(streams.rest(now)).min(front.load.pause()).min(fill));
             }
             Verdict::Leave => {
                 connection.graceful_shutdown();
@@ -147,7 +147,8 @@ async fn greet<S>(wire: &Wire, head: u32, watch: &mut Watch<S>, beat: &Beat) -> 
     std::future::poll_fn(|cx| {
         beat.wake_by(cx.waker());
         let greeted = greeting.as_mut().poll(cx);
-        if matches!(wire.poll_send(cx), Poll::Ready(Err(_))) || beat.is_evicted() {
+        let sent = wire.poll_send(cx);
+        if matches!(sent, Poll::Ready(Err(_))) || beat.is_evicted() {
             return Poll::Ready(None);
         }
         if let Poll::Ready(greeted) = greeted {
@@ -158,7 +159,7 @@ async fn greet<S>(wire: &Wire, head: u32, watch: &mut Watch<S>, beat: &Beat) -> 
                 connection
             }));
         }
-        match watch.look(beat.now(), wire.is_blocked()) {
+        match watch.look(beat.now(), sent.is_pending()) {
             Verdict::Until(deadline) => beat.until(deadline),
             Verdict::Leave => {
                 is_leaving = true;

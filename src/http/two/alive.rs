@@ -1,8 +1,10 @@
 //! Whether the client of a connection that has streams open is still there: a PING after a silence, and an end without an echo.
 
-use std::task::Context;
+use std::{sync::atomic::Ordering::Relaxed, task::Context};
 
 use h2::{Ping, PingPong};
+
+use super::watch::Load;
 
 /// The PINGs of one connection.
 #[derive(Debug)]
@@ -18,13 +20,13 @@ impl Alive {
         Alive { pings, asked: None }
     }
 
-    /// Until when it goes on, if the client was last heard of at `heard` and has been sent so much since its last bytes; `None` when
-    /// nobody is there.
-    pub fn look(&mut self, cx: &mut Context<'_>, now: u64, heard: u64, unheard: u64) -> Option<u64> {
+    /// Until when it goes on; `None` when nobody is there.
+    pub fn look(&mut self, cx: &mut Context<'_>, now: u64, load: &Load) -> Option<u64> {
         let Some(pings) = &mut self.pings else { return Some(u64::MAX) };
         if self.asked.is_some() && pings.poll_pong(cx).is_ready() {
             self.asked = None;
         }
+        let heard = load.heard.load(Relaxed);
         let due = heard.saturating_add(SILENCE);
         if let Some((asked, end)) = self.asked {
             // Any sign of life counts, but a new PING has to wait for the echo of the old one.
@@ -34,7 +36,7 @@ impl Alive {
         if now < due {
             return Some(due);
         }
-        let end = now.saturating_add(echo(unheard));
+        let end = now.saturating_add(echo(load.unheard.load(Relaxed)));
         if pings.send_ping(Ping::opaque()).is_ok() {
             self.asked = Some((now, end));
         }

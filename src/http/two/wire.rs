@@ -99,16 +99,10 @@ impl Wire {
         u64::MAX
     }
 
-    /// Whether bytes wait until the client makes room for them.
-    pub fn is_blocked(&self) -> bool {
-        self.line().blocked.is_some()
-    }
-
     /// Offers the next bytes to the kernel, which calls a socket writable only when much of its buffer is free again. Whether the
     /// client has made room for any.
     pub fn push(&self, cx: &mut Context<'_>) -> bool {
-        let mut line = self.line();
-        let goes_on = line.blocked.is_some() && line.push();
+        let goes_on = self.line().push();
         if goes_on {
             cx.waker().wake_by_ref();
         }

@@ -219,7 +219,7 @@ impl<T> Admission<T> {
         if !self.company.is_there(now) {
             self.unpark_clients();
         }
-        self.note_length(now);
+        self.pressure.settle(&self.policy, self.workers.capacity(), self.waiting.len(), now);
         let newest_first = self.pressure.newest_first(&self.policy, now);
         for class in 0..self.ready.len() {
             loop {
@@ -301,7 +301,7 @@ impl<T> Admission<T> {
         let Some((order, ask)) = self.waiting.get(index).map(|w| (w.order, w.ask)) else { return };
         if self.share_left(&ask, now) && self.stream_left(&ask) {
             self.make_ready(order, index);
-            self.note_length(now);
+            self.pressure.grow(&self.policy, self.workers.capacity(), self.waiting.len(), now);
         } else {
             self.park(order, index, &ask, now);
         }
@@ -374,10 +374,6 @@ impl<T> Admission<T> {
         self.forget(waiting.ask.client);
         self.note_standing();
         Some(waiting)
-    }
-
-    fn note_length(&mut self, now: Instant) {
-        self.pressure.note(&self.policy, self.workers.capacity(), self.waiting.len(), now);
     }
 
     fn note_standing(&mut self) {

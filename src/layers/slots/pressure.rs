@@ -27,13 +27,21 @@ impl Pressure {
         self.service
     }
 
-    /// So many wait. The queue stands from when it is long until it is short, or has had room for a while: with what can be served
-    /// soon, in whatever order, Puma keeps up, even if somebody always waits, and newest first would let the oldest starve for
-    /// nothing.
-    pub(super) fn note(&mut self, policy: &Policy, capacity: usize, waiting: usize, now: Instant) {
-        if waiting > self.within(policy.deadline / LONG_PART, capacity) {
+    /// Somebody has come to wait, and so many do now: the queue stands from when it is long.
+    pub(super) fn grow(&mut self, policy: &Policy, capacity: usize, waiting: usize, now: Instant) {
+        if self.is_long(policy, capacity, waiting) {
             self.standing_since.get_or_insert(now);
-        } else if waiting <= self.within(policy.deadline / STANDING_PART, capacity).div_ceil(2) || self.has_room(policy, now) {
+        }
+    }
+
+    /// So many are left. The queue stands no more when it is short, or no longer long and has had room for a while: with what can be
+    /// served soon, in whatever order, Puma keeps up, even if somebody always waits, and newest first would let the oldest starve
+    /// for nothing.
+    pub(super) fn settle(&mut self, policy: &Policy, capacity: usize, waiting: usize, now: Instant) {
+        let Some(since) = self.standing_since else { return };
+        let is_short = || waiting <= self.within(policy.deadline / STANDING_PART, capacity).div_ceil(2);
+        let lacked_room = self.full_at.map_or(since, |full| full.max(since));
+        if is_short() || (is_for_long(policy, lacked_room, now) && !self.is_long(policy, capacity, waiting)) {
             self.standing_since = None;
         }
     }
@@ -54,15 +62,13 @@ impl Pressure {
         self.standing_since = None;
     }
 
-    fn has_room(&self, policy: &Policy, now: Instant) -> bool {
-        let since = self.standing_since.max(self.full_at);
-        since.is_some_and(|since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER)
-    }
-
     /// The queue has been standing for a while: arrivals exceed what Puma can do, and the newest are served first.
     pub(super) fn newest_first(&self, policy: &Policy, now: Instant) -> bool {
-        let stands = |since| now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER;
-        policy.newest_first && self.standing_since.is_some_and(stands)
+        policy.newest_first && self.standing_since.is_some_and(|since| is_for_long(policy, since, now))
+    }
+
+    fn is_long(&self, policy: &Policy, capacity: usize, waiting: usize) -> bool {
+        waiting > self.within(policy.deadline / LONG_PART, capacity)
     }
 
     /// How many may wait: as many as can be served within the deadline, fewer once the queue stands, never above `max`.
@@ -93,6 +99,11 @@ impl Pressure {
         let service = self.service.unwrap_or(ASSUMED_SERVICE);
         service.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)).min(LONGEST_RETRY)
     }
+}
+
+/// Whether what has been so since then has been so for long enough to turn the order.
+fn is_for_long(policy: &Policy, since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= policy.deadline / STANDING_AFTER
 }
 
 /// Weight of one measurement in the mean: one in this many.

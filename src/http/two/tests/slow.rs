@@ -60,4 +60,17 @@ async fn who_takes_nothing_of_whole_answers_is_let_go_at_the_stall() {
     assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
 }
 
+#[tokio::test]
+async fn who_drips_is_let_go_by_its_rate() {
+    let start = tokio::time::Instant::now();
+    let mut bench = ask(quick()).await;
+    let (mut read, mut piece) = (0, [0; 20]);
+    while !bench.task.is_finished() {
+        assert!(start.elapsed() < WAIT, "200 B/s live on");
+        read += bench.client.read(&mut piece).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(read > 0 && read <= 2_000, "{read}");
+}
+
 const ANSWERS: u32 = 32;

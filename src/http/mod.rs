@@ -9,7 +9,9 @@ mod extended_connect;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod names;
 pub mod one;
+pub mod spare;
 pub mod two;
 pub mod upgrade;
 pub mod websocket;

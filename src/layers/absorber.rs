@@ -9,7 +9,6 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -60,20 +59,19 @@ pub struct Absorber<B> {
     place: Place,
 }
 
-/// Where the file is made and who answers for it.
+/// Where it goes and who answers for it.
 #[derive(Debug)]
 pub struct Place {
     store: Arc<Store>,
-    dir: PathBuf,
     client: ClientKey,
     /// Bytes of one answer that may wait in memory.
     most: usize,
 }
 
 impl Place {
-    /// Files as `config` says, in the books of `store` under `client`.
+    /// As `config` says, in the books of `store` under `client`.
     pub fn new(store: &Arc<Store>, config: &Config, client: ClientKey) -> Self {
-        Place { store: Arc::clone(store), dir: config.dir.clone(), client, most: config.memory_per_request.as_usize() }
+        Place { store: Arc::clone(store), client, most: config.memory_per_request.as_usize() }
     }
 }
 
@@ -118,7 +116,7 @@ impl<B: Source + Unpin> Absorber<B> {
         self.absorb(cx, unsent);
         let in_memory = self.in_memory(unsent);
         // Room for it was taken before it was read; only what Palisade itself holds at the very first may find none.
-        if !self.held.resize(in_memory) {
+        if !self.held.resize(in_memory as u64) {
             self.held.clear();
         }
     }
@@ -160,7 +158,7 @@ impl<B: Source + Unpin> Absorber<B> {
             // While the disk is at it Puma need not wait: what comes has room in memory within the budget.
             let wanted = self.in_memory(unsent).saturating_add(piece);
             let fits = wanted <= most.max(IN_MEMORY.saturating_add(LARGEST_PIECE));
-            let has_room = fits && self.held.resize(wanted);
+            let has_room = fits && self.held.resize(wanted as u64);
             let read = match &mut self.inner {
                 Some(inner) if has_room && (!has_stalled || self.passage.poll_open(cx, &self.place.store.passages)) => {
                     inner.at_once(piece);
@@ -287,7 +285,7 @@ impl<B: Source + Unpin> Absorber<B> {
 
     fn new_backlog(&mut self) -> Backlog {
         self.enrolled = Some(self.place.store.standing.enrol(self.place.client));
-        Backlog::new(Arc::clone(&self.place.store), self.place.dir.clone(), self.place.client)
+        Backlog::new(Arc::clone(&self.place.store), self.place.client)
     }
 
     /// The next piece for the client.

@@ -1,15 +1,13 @@
-//! The part of an answer that its client has not yet taken, first in, first out, in an unlinked file.
+//! The part of an answer that its client has not yet taken, first in, first out, on the disk.
 //!
-//! One operation at a time runs on the disk threads; between them everything is arithmetic on two offsets, and what comes
-//! meanwhile waits in memory. The file starts with a hole, so that what the client was offered and did not take can be put back
-//! in front. It goes back, empty, whenever the client has caught up. A disk that is full or broken takes nothing more; what it
-//! did not take stays in memory.
+//! One operation at a time runs on a disk thread; between them everything is arithmetic on two offsets, and what comes
+//! meanwhile waits in memory. The offsets begin with a hole, so that what the client was offered and did not take can be put back
+//! in front. What the client has taken is free again. A disk that is full or broken takes nothing more; what it did not take
+//! stays in memory.
 
 use std::{
     collections::VecDeque,
     io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -20,8 +18,8 @@ use tokio::sync::oneshot;
 
 use super::{
     budget::Reserved,
-    files::{Unlinked, finished},
     spill::Store,
+    spool::{Refused, Space},
 };
 use crate::{
     accept::client::ClientKey,
@@ -33,15 +31,14 @@ use crate::{
 #[derive(Debug)]
 pub struct Backlog {
     store: Arc<Store>,
-    dir: PathBuf,
-    file: Option<Arc<Unlinked>>,
+    space: Arc<Space>,
     /// Comes first, and the disk did not take it.
     front: VecDeque<Bytes>,
-    /// Came last, not yet in the file.
+    /// Came last, not yet on the disk.
     fresh: BytesMut,
     written: u64,
     read: u64,
-    /// Bytes before `read` that were taken last, and are still in the file.
+    /// Bytes before `read` that were taken last, and are still on the disk.
     taken: usize,
     reserved: Reserved,
     work: Work,
@@ -55,7 +52,8 @@ pub struct Backlog {
 enum Work {
     None,
     Writing {
-        result: oneshot::Receiver<io::Result<Outcome>>,
+        result: oneshot::Receiver<Result<(), Refused>>,
+        start: u64,
         length: usize,
     },
     Reading(oneshot::Receiver<io::Result<Bytes>>),
@@ -63,20 +61,13 @@ enum Work {
     Lost,
 }
 
-#[derive(Debug)]
-enum Outcome {
-    Written { file: Arc<Unlinked>, start: u64, end: u64 },
-    Refused { error: io::Error, pieces: Vec<Bytes>, start: u64 },
-}
-
 impl Backlog {
-    /// An empty one; the file is made when it is needed.
-    pub fn new(store: Arc<Store>, dir: PathBuf, client: ClientKey) -> Self {
-        let reserved = store.disk.open_for(client);
+    /// An empty one.
+    pub fn new(store: Arc<Store>, client: ClientKey) -> Self {
+        let (reserved, space) = (store.disk.open_for(client), store.spool.space());
         Backlog {
             store,
-            dir,
-            file: None,
+            space,
             front: VecDeque::new(),
             fresh: BytesMut::new(),
             written: HOLE,
@@ -94,7 +85,7 @@ impl Backlog {
         self.refused
     }
 
-    /// Bytes that are not in the file yet.
+    /// Bytes that are not on the disk yet.
     pub fn in_memory(&self) -> usize {
         let on_their_way = match &self.work {
             Work::Writing { length, .. } => *length,
@@ -111,7 +102,7 @@ impl Backlog {
 
     /// Adds bytes, and starts to write when there are enough of them and nothing else is going on.
     pub fn add(&mut self, bytes: Bytes) {
-        if self.fresh.is_empty() && bytes.len() >= AS_IT_IS && self.may_write(bytes.len()) {
+        if self.fresh.is_empty() && bytes.len() >= AS_IT_IS && self.may_write(self.written, bytes.len()) {
             return self.write(vec![bytes], self.written);
         }
         self.fresh.extend_from_slice(&bytes);
@@ -122,7 +113,7 @@ impl Backlog {
 
     /// Starts to write what is fresh, unless something else is going on or the budget has no room. Whether it did.
     pub fn put_away(&mut self) -> bool {
-        let begun = !self.fresh.is_empty() && self.may_write(self.fresh.len());
+        let begun = !self.fresh.is_empty() && self.may_write(self.written, self.fresh.len());
         if begun {
             let bytes = std::mem::take(&mut self.fresh).freeze();
             self.write(vec![bytes], self.written);
@@ -134,7 +125,7 @@ impl Backlog {
     /// is no room for them.
     pub fn put_first(&mut self, total: usize, pieces: impl FnOnce() -> Vec<Bytes>) -> bool {
         let Some(at) = self.read.checked_sub(total as u64).filter(|_| self.front.is_empty()) else { return false };
-        if total == 0 || !self.may_write(total) {
+        if total == 0 || !self.may_write(at, total) {
             return false;
         }
         self.taken = 0;
@@ -142,7 +133,7 @@ impl Backlog {
         true
     }
 
-    /// The last `n` bytes that were taken are to be taken again. False where the file does not have them.
+    /// The last `n` bytes that were taken are to be taken again. False where the disk does not have them.
     pub fn untake(&mut self, n: usize) -> bool {
         match (self.taken.checked_sub(n), self.read.checked_sub(n as u64)) {
             (Some(taken), Some(read)) => {
@@ -153,46 +144,31 @@ impl Backlog {
         }
     }
 
-    fn may_write(&mut self, length: usize) -> bool {
+    fn may_write(&mut self, start: u64, length: usize) -> bool {
         if !matches!(self.work, Work::None) || self.is_shut {
             return false;
         }
-        let begins = self.reserved.grow(length as u64);
-        self.refused = if begins { 0 } else { length as u64 };
+        let size = self.space.size_with(start..start.saturating_add(length as u64));
+        let begins = self.reserved.resize(size);
+        self.refused = if begins { 0 } else { size.saturating_sub(self.space.size()) };
         begins
     }
 
     fn write(&mut self, pieces: Vec<Bytes>, start: u64) {
-        let (file, dir, files) = (self.file.clone(), self.dir.clone(), self.store.files.clone());
         let length = pieces.iter().map(Bytes::len).sum();
-        let result = self.store.files.run(move || {
-            let written = (|| {
-                let file = match file {
-                    Some(file) => file,
-                    None => Arc::new(files.open(&dir)?),
-                };
-                let mut end = start;
-                for piece in &pieces {
-                    file.write_all_at(piece, end)?;
-                    end = end.saturating_add(piece.len() as u64);
-                }
-                Ok(Outcome::Written { file, start, end })
-            })();
-            Ok(written.unwrap_or_else(|error| Outcome::Refused { error, pieces, start }))
-        });
-        self.work = Work::Writing { result, length };
+        self.work = Work::Writing { result: self.space.write(pieces, start), start, length };
     }
 
     /// Waits for a write to end; a read is the client's affair.
     pub fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Work::Writing { result, .. } = &mut self.work else { return Poll::Ready(()) };
-        match finished(ready!(Pin::new(result).poll(cx))) {
-            Ok(Outcome::Written { file, start, end }) => {
-                self.file = Some(file);
+        let Work::Writing { result, start, length } = &mut self.work else { return Poll::Ready(()) };
+        let (start, end) = (*start, start.saturating_add(*length as u64));
+        match ready!(Pin::new(result).poll(cx)) {
+            Ok(Ok(())) => {
                 self.read = self.read.min(start);
                 self.written = self.written.max(end);
             }
-            Ok(Outcome::Refused { error, pieces, start }) => {
+            Ok(Err(Refused { error, pieces })) => {
                 event(Level::Error, "an answer cannot be kept on disk", &[("error", &error), ("remedy", &"check buffer.dir")]);
                 self.is_shut = true;
                 if start < self.read {
@@ -203,7 +179,8 @@ impl Backlog {
                     self.fresh = fresh;
                 }
             }
-            Err(error) => {
+            Err(_) => {
+                let error = io::Error::from(io::ErrorKind::BrokenPipe);
                 event(Level::Error, "an answer is lost on its way to the disk", &[("error", &error)]);
                 self.work = Work::Lost;
                 return Poll::Ready(());
@@ -225,35 +202,31 @@ impl Backlog {
                 return Poll::Ready(Ok(Some(first)));
             }
             if let Work::Reading(result) = &mut self.work {
-                let bytes = finished(ready!(Pin::new(result).poll(cx)));
+                let bytes = ready!(Pin::new(result).poll(cx));
                 self.work = Work::None;
-                let Ok(bytes) = bytes else { return Poll::Ready(Err(Refusal::BufferFull)) };
+                let Ok(Ok(bytes)) = bytes else { return Poll::Ready(Err(Refusal::BufferFull)) };
+                if self.space.forget(self.read) {
+                    self.reserved.shrink_to(self.space.size());
+                }
                 self.taken = bytes.len();
                 self.read = self.read.saturating_add(bytes.len() as u64);
                 return Poll::Ready(Ok(Some(bytes)));
             }
-            let waiting = self.written.saturating_sub(self.read);
-            match &self.file {
-                Some(file) if waiting > 0 => {
-                    let (file, at) = (Arc::clone(file), self.read);
-                    let size = usize::try_from(waiting).unwrap_or(usize::MAX).min(most);
-                    self.work = Work::Reading(self.store.files.run(move || {
-                        let mut bytes = vec![0; size];
-                        file.read_exact_at(&mut bytes, at)?;
-                        Ok(bytes.into())
-                    }));
-                }
-                Some(_) | None => {
-                    self.rewind();
-                    return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty())));
-                }
+            let waiting = usize::try_from(self.written.saturating_sub(self.read)).unwrap_or(usize::MAX);
+            if waiting == 0 {
+                self.rewind();
+                return Poll::Ready(Ok(Some(std::mem::take(&mut self.fresh).freeze()).filter(|bytes| !bytes.is_empty())));
             }
+            self.work = Work::Reading(self.space.read(self.read, waiting.min(most)));
         }
     }
 
-    /// The client has caught up: the file goes back, and its budget is free.
+    /// The client has caught up: everything on the disk is free.
     fn rewind(&mut self) {
-        (self.written, self.read, self.taken, self.file) = (HOLE, HOLE, 0, None);
+        if self.space.size() > 0 {
+            self.space = self.store.spool.space();
+        }
+        (self.written, self.read, self.taken) = (HOLE, HOLE, 0);
         self.reserved.clear();
     }
 }
@@ -262,19 +235,34 @@ impl Backlog {
 const PIECE: usize = 64 * 1024;
 /// A piece of this length is written as it is: to put it to others would cost a copy of it.
 const AS_IT_IS: usize = 16 * 1024;
-/// Where the first byte is written: room in front of it for what comes back.
+/// The number of the first byte: room in front of it for what comes back.
 const HOLE: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::{layers::spill, units::ByteSize};
+    use crate::{
+        layers::{spill, spool::Spool},
+        units::ByteSize,
+    };
 
     fn backlog(disk: u64) -> (tempfile::TempDir, Backlog) {
+        backlog_on(disk, Spool::start)
+    }
+
+    /// One whose disk is always full.
+    fn broken() -> (tempfile::TempDir, Backlog) {
+        backlog_on(1 << 30, |_| Spool::of(vec![std::fs::File::options().write(true).open("/dev/full")?]))
+    }
+
+    fn backlog_on(disk: u64, spool: impl FnOnce(&Path) -> io::Result<Spool>) -> (tempfile::TempDir, Backlog) {
         let dir = tempfile::tempdir().unwrap();
         let config = spill::Config { disk_total: ByteSize(disk), client_share: 1.0, dir: dir.path().to_owned(), ..Default::default() };
-        let store = Store::start(&config).unwrap();
-        let backlog = Backlog::new(store, config.dir, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
+        let mut store = Store::start(&config).unwrap();
+        Arc::get_mut(&mut store).unwrap().spool = spool(dir.path()).unwrap();
+        let backlog = Backlog::new(store, ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         (dir, backlog)
     }
 
@@ -346,17 +334,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_broken_disk_did_not_take_stays_in_memory_and_in_order() {
-        let (dir, mut backlog) = backlog(1 << 30);
-        backlog.dir = dir.path().join("away");
+        let (_dir, mut backlog) = broken();
         backlog.add(Bytes::from(vec![1; PIECE]));
         backlog.add(Bytes::from_static(b"later"));
         settled(&mut backlog).await;
         assert!(backlog.is_shut && backlog.in_memory() == PIECE + 5 && !backlog.put_away());
         assert!(!backlog.put_first(3, || panic!("nothing may be taken")));
         assert_eq!(drain(&mut backlog).await, [vec![1; PIECE], b"later".to_vec()].concat());
-        let (dir, mut backlog) = self::backlog(1 << 30);
+        let (_dir, mut backlog) = broken();
         backlog.add(Bytes::from_static(b"second"));
-        backlog.dir = dir.path().join("away");
         assert!(backlog.put_first(6, || vec![Bytes::from_static(b"first ")]));
         settled(&mut backlog).await;
         assert_eq!(drain(&mut backlog).await, b"first second".to_vec());

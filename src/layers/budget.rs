@@ -118,14 +118,19 @@ impl Reserved {
 
     /// Takes or gives back so much that `total` bytes are reserved; false (and nothing changed) where there are not so many.
     #[must_use]
-    pub fn resize(&mut self, total: usize) -> bool {
-        match self.bytes.checked_sub(total as u64) {
-            None | Some(0) => self.grow_to(total),
+    pub fn resize(&mut self, total: u64) -> bool {
+        match self.bytes.checked_sub(total) {
+            None | Some(0) => self.grow(total.saturating_sub(self.bytes)),
             Some(less) => {
                 self.give_back(less);
                 true
             }
         }
+    }
+
+    /// Gives back what is reserved above `total` bytes.
+    pub fn shrink_to(&mut self, total: u64) {
+        self.give_back(self.bytes.saturating_sub(total));
     }
 
     /// Whether nothing is reserved.

@@ -50,7 +50,7 @@ pub enum Content {
     None,
     /// In memory; may be empty when the client declared an empty body.
     Memory(Held),
-    /// In an unlinked file.
+    /// On disk.
     File(Spilled),
 }
 
@@ -301,8 +301,7 @@ impl Intake {
         }
         self.pace.pause(self.beat.now());
         self.beat.unlimited();
-        let file = Spilled::create(store, &policy.config.dir, store.disk.open_for(client)).await;
-        let mut file = file.map_err(|error| disk_failed(&error))?;
+        let mut file = Spilled::new(store, store.disk.open_for(client));
         loop {
             self.put_away(&mut file).await?;
             reserved.clear();
@@ -466,7 +465,7 @@ mod tests {
                         all.extend_from_slice(&piece);
                     }
                     assert!(is_file && all == bytes);
-                    assert_eq!(bench.used(), (0, length));
+                    assert_eq!(bench.used(), (0, length.next_multiple_of(64 * 1024)));
                 }
                 Content::None => panic!("it had a body"),
             }
@@ -528,7 +527,7 @@ mod tests {
         let (client, body) = bench.of_length(1_040_000);
         write(client, vec![1; 1_040_000]);
         assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BufferFull);
-        assert_eq!(bench.used(), (1 << 16, 50_000));
+        assert_eq!(bench.used(), (1 << 16, 1 << 16));
     }
 
     #[tokio::test]

@@ -21,7 +21,6 @@ pub mod client_address;
 pub mod conceal;
 pub mod content_type;
 pub mod field_policy;
-pub mod files;
 #[cfg(test)]
 mod fixture;
 pub mod forwarded;
@@ -51,6 +50,7 @@ pub mod shield_body;
 pub mod shield_config;
 pub mod slots;
 pub mod spill;
+pub mod spool;
 pub mod stall;
 pub mod standing;
 pub mod target_view;

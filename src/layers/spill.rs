@@ -1,15 +1,8 @@
-//! Bodies that are larger than memory allows go to unlinked files of mode 0600, within the disk budget.
+//! Bodies that are larger than memory allows go to the [`spool`](super::spool), within the disk budget.
 //!
-//! Threat: exhaustion and exposure. A file never has a name (`O_TMPFILE`), so it is gone with its last handle whatever
-//! happens to the process. Reads and writes run on two threads of their own: a sick disk must not block the event loop. A
-//! full disk is a refusal (`buffer_full`), never a crash.
+//! Threat: exhaustion. A full disk is a refusal (`buffer_full`), never a crash.
 
-use std::{
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -19,8 +12,8 @@ use tokio::sync::Semaphore;
 use super::{
     appetite,
     budget::{Account, Reserved},
-    files::{Files, Unlinked, finished},
     passage::Passages,
+    spool::{Refused, Space, Spool},
     standing::Standing,
 };
 use crate::units::{Auto, ByteSize};
@@ -57,15 +50,14 @@ pub struct Store {
     /// For answers whose clients keep up: a permit each.
     pub large_pieces: Arc<Semaphore>,
     /// Where they are on disk.
-    pub files: Files,
+    pub spool: Spool,
 }
 
-/// Bytes in an unlinked file; the budget gets them back when it is dropped.
+/// Bytes on disk; the budget gets them back when it is dropped.
 #[derive(Debug)]
 pub struct Spilled {
-    file: Arc<Unlinked>,
+    space: Arc<Space>,
     len: u64,
-    store: Arc<Store>,
     reserved: Reserved,
 }
 
@@ -100,7 +92,7 @@ impl Config {
 }
 
 impl Store {
-    /// Tries the folder, and starts the threads that do the reading and writing.
+    /// Makes the files, and starts the threads that read and write them.
     pub fn start(config: &Config) -> io::Result<Arc<Self>> {
         let [(memory, memory_share), (disk, disk_share)] = config.limits();
         Ok(Arc::new(Store {
@@ -109,7 +101,7 @@ impl Store {
             standing: Standing::new(),
             passages: Passages::new(),
             large_pieces: Arc::new(Semaphore::new(appetite::ANSWERS)),
-            files: Files::start(&config.dir)?,
+            spool: Spool::start(&config.dir)?,
         }))
     }
 
@@ -122,21 +114,20 @@ impl Store {
 }
 
 impl Spilled {
-    /// A file of no bytes yet.
-    pub async fn create(store: &Arc<Store>, dir: &Path, reserved: Reserved) -> io::Result<Self> {
-        let (dir, files) = (dir.to_owned(), store.files.clone());
-        let file = finished(store.files.run(move || files.open(&dir)).await)?;
-        Ok(Spilled { file: Arc::new(file), len: 0, store: Arc::clone(store), reserved })
+    /// No bytes yet.
+    pub fn new(store: &Store, reserved: Reserved) -> Self {
+        Spilled { space: store.spool.space(), len: 0, reserved }
     }
 
     /// Appends. Fails with `QuotaExceeded` when the disk budget has no room.
     pub async fn append(&mut self, bytes: Bytes) -> io::Result<()> {
-        if !self.reserved.grow(bytes.len() as u64) {
+        let end = self.len.saturating_add(bytes.len() as u64);
+        if !self.reserved.resize(self.space.size_with(self.len..end)) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let (file, at, length) = (Arc::clone(&self.file), self.len, bytes.len() as u64);
-        finished(self.store.files.run(move || file.write_all_at(&bytes, at)).await)?;
-        self.len = self.len.saturating_add(length);
+        let written = self.space.write(vec![bytes], self.len).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        written.map_err(|Refused { error, .. }| error)?;
+        self.len = end;
         Ok(())
     }
 
@@ -157,7 +148,9 @@ impl Spilled {
 
     /// Reads at a place; blocks for as long as the disk takes. For short looks at what was just written.
     pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(into, offset)
+        let length = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX).min(into.len());
+        self.space.read_exact(into.get_mut(..length).unwrap_or_default(), offset)?;
+        Ok(length)
     }
 }
 
@@ -168,19 +161,8 @@ impl Reader<'_> {
         if left == 0 {
             return Ok(None);
         }
-        let (file, at) = (Arc::clone(&self.spilled.file), self.at);
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
-        let piece = finished(
-            self.spilled
-                .store
-                .files
-                .run(move || {
-                    let mut piece = vec![0; size];
-                    file.read_exact_at(&mut piece, at)?;
-                    Ok(Bytes::from(piece))
-                })
-                .await,
-        )?;
+        let piece = self.spilled.space.read(self.at, size).await.map_err(|_| io::ErrorKind::BrokenPipe)??;
         self.at = self.at.saturating_add(piece.len() as u64);
         Ok(Some(piece))
     }
@@ -212,9 +194,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_spilled_comes_back_in_order() {
-        let (dir, config) = config(1 << 20);
+        let (_dir, config) = config(1 << 20);
         let store = Store::start(&config).unwrap();
-        let mut spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
+        let mut spilled = Spilled::new(&store, store.disk.open());
         for n in 0..3u8 {
             spilled.append(Bytes::from(vec![n; 200_000])).await.unwrap();
         }
@@ -224,27 +206,19 @@ mod tests {
             all.extend_from_slice(&piece);
         }
         assert_eq!(all, [vec![0u8; 200_000], vec![1; 200_000], vec![2; 200_000]].concat());
-        assert_eq!(store.disk.used(), 600_000);
+        assert_eq!(store.disk.used(), 640 * 1024);
+        let mut end = [0; 9];
+        assert_eq!((spilled.read_at(599_998, &mut end).unwrap(), end), (2, [2, 2, 0, 0, 0, 0, 0, 0, 0]));
+        assert!(spilled.read_at(600_000, &mut end).unwrap() == 0 && spilled.read_at(600_001, &mut end).is_err());
         drop(spilled);
         assert_eq!(store.disk.used(), 0);
     }
 
     #[tokio::test]
-    async fn a_spilled_body_has_no_name_and_mode_0600() {
-        use std::os::unix::fs::MetadataExt;
-        let (dir, config) = config(1 << 20);
-        let store = Store::start(&config).unwrap();
-        let spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
-        let meta = spilled.file.metadata().unwrap();
-        assert_eq!((meta.nlink(), meta.mode() & 0o777), (0, 0o600));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[tokio::test]
     async fn a_spent_disk_budget_is_an_error_not_a_crash() {
-        let (dir, config) = config(10);
+        let (_dir, config) = config(10);
         let store = Store::start(&config).unwrap();
-        let mut spilled = Spilled::create(&store, dir.path(), store.disk.open()).await.unwrap();
+        let mut spilled = Spilled::new(&store, store.disk.open());
         let error = spilled.append(Bytes::from_static(b"eleven bytes")).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
     }

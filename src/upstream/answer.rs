@@ -22,6 +22,7 @@ use crate::{
     http::{
         arrival::{Moment, Notes},
         body::{FIRST_PIECE, LARGEST_PIECE, Source},
+        spare,
     },
     refusal::Refusal,
     upstream::{connect::Stream, sweep::Watch, turn::Turn},
@@ -251,9 +252,13 @@ impl Streaming {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
                 *left = left.saturating_sub(here as u64);
                 done = *left == 0;
-                // Split off, a rest without bytes would keep the whole allocation for as long as Puma has nothing more.
-                let rest = if here < self.buffer.len() { self.buffer.split_off(here) } else { BytesMut::new() };
-                std::mem::replace(&mut self.buffer, rest).freeze()
+                if done && self.buffer.capacity() <= spare::LARGEST_BUFFER {
+                    self.buffer.split_to(here).freeze()
+                } else {
+                    // Split off, a rest without bytes would keep the whole allocation for as long as Puma has nothing more.
+                    let rest = if here < self.buffer.len() { self.buffer.split_off(here) } else { BytesMut::new() };
+                    std::mem::replace(&mut self.buffer, rest).freeze()
+                }
             }
             Framing::Chunked(chunks) => {
                 let mut data = BytesMut::new();
@@ -272,6 +277,7 @@ impl Streaming {
         };
         if done {
             self.finish(self.reusable && self.buffer.is_empty());
+            spare::give_buffer(std::mem::take(&mut self.buffer));
             return Ok(Step::Last(data));
         }
         Ok(if data.is_empty() { Step::More } else { Step::Data(data) })
@@ -296,7 +302,7 @@ fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut BytesMut, mos
         let mut read = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
         match into.is_empty() {
-            true => *into = BytesMut::from(read.filled()),
+            true => *into = spare::buffer(read.filled()),
             false => into.extend_from_slice(read.filled()),
         }
         Poll::Ready(Ok(read.filled().len()))

@@ -26,7 +26,7 @@ use crate::{
     },
     http::{
         arrival::{Arrival, Moment, Notes},
-        others_first,
+        others_first, spare,
     },
     layers::{buffer::Content, canonical::Canonical},
     refusal::Refusal,
@@ -94,6 +94,7 @@ pub(super) fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> impl Fu
     let (mut slot, content) = body.into_parts();
     let mut wire = Wire { head: head.len(), bytes: head, content };
     let headers = parts.headers;
+    spare::give_extensions(parts.extensions);
     async move {
         // Before a connection is chosen, so that between the look whether it stands and the write nothing comes.
         others_first().await;

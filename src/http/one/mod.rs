@@ -19,7 +19,7 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use tokio::sync::oneshot;
 use tower_service::Service;
@@ -138,9 +138,7 @@ where
     /// While Palisade drains, what has come is answered, and an idle connection ends; a new one has a moment for its request.
     async fn next_bytes(&mut self) -> Result<(), Ended> {
         let wire = self.wire.as_mut().ok_or(Ended::Broken)?;
-        if wire.input.is_empty() {
-            wire.input = BytesMut::new();
-        }
+        wire.rest();
         let is_new = self.served == 0;
         let wait = if is_new { self.site.timeouts.header } else { self.site.timeouts.idle };
         let deadline = wire.beat.now().saturating_add(wait.as_millis());

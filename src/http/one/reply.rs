@@ -17,13 +17,12 @@ use http::{Response, response};
 use pin_project_lite::pin_project;
 
 use super::{
-    request::give_back,
     response::{Frame, LAST_CHUNK, Persistence, chunk_line, write_head},
     wire::{Ended, Outgoing, Wire},
 };
 use crate::{
     accept::pace::{Pace, Rates, Timeouts},
-    http::body::Relay,
+    http::{body::Relay, spare},
     log::End,
     refusal::{Fate, Refusal},
     units::Deadline,
@@ -184,7 +183,7 @@ impl Sending<'_> {
                 text.clear();
                 if let Some(head) = self.head.take() {
                     write_head(text, &head, self.frame, persistence, at);
-                    give_back(head.headers);
+                    spare::give_fields(head.headers);
                 }
                 self.stage(cx, body.as_mut(), text)
             });

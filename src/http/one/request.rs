@@ -3,7 +3,7 @@
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
+use http::{HeaderValue, Method, Request, Uri, Version, request};
 
 use crate::{
     accept::client::Client,
@@ -14,7 +14,9 @@ use crate::{
     },
     http::{
         arrival::{Arrival, Names, Notes},
+        names,
         one::wire::Wire,
+        spare,
     },
     refusal::Refusal,
 };
@@ -61,16 +63,6 @@ pub fn glimpse(input: &[u8]) -> (&[u8], &[u8]) {
     (method.get(..32).unwrap_or(method), target.get(..1024).unwrap_or(target))
 }
 
-/// Takes back a map that is no longer needed: the next request on this thread fills it again without an allocation.
-pub fn give_back(mut fields: HeaderMap) {
-    SPARE.with_borrow_mut(|spare| {
-        if spare.len() < SPARES && fields.capacity() <= LARGEST_SPARE {
-            fields.clear();
-            spare.push(fields);
-        }
-    });
-}
-
 fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> Result<Arrived, Refusal> {
     let slice = |span: guard::Span| -> Bytes {
         let (start, end) = (span.start as usize, span.end as usize);
@@ -81,13 +73,13 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     let (mut parts, ()) = Request::new(()).into_parts();
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
-    parts.headers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    (parts.headers, parts.extensions) = (spare::fields(), spare::extensions());
     // Room for what the layers add, so that the map never grows.
     // A field map has a limit of its own, which `limits.header_count` may exceed; above it everything but `try_` panics.
     parts.headers.try_reserve(head.fields.len().saturating_add(ADDED)).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     let mut sent = Names::NONE;
     for field in &head.fields {
-        let name = HeaderName::from_bytes(field.name.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G9))?;
+        let name = names::of(field.name.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G9))?;
         let value = HeaderValue::from_maybe_shared(slice(field.value)).map_err(|_| Refusal::BadFraming(Rule::G2))?;
         sent.add(&name);
         parts.headers.try_append(name, value).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
@@ -106,13 +98,8 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
 /// Fields that layers add to a request or to its answer, which takes over the map.
 const ADDED: usize = 12;
 
-/// Maps that a thread keeps for its next requests, and the largest that is worth keeping.
-const SPARES: usize = 16;
-const LARGEST_SPARE: usize = 64;
-
 thread_local! {
     static HEAD: RefCell<Head> = RefCell::new(Head::new());
-    static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
 }
 
 #[cfg(test)]

@@ -52,9 +52,20 @@ impl Wire {
         Wire { stream, input: BytesMut::new(), beat, ahead: 0, due: 0, was_filled: false, ended: false }
     }
 
-    /// Takes the first bytes of what has arrived, in the memory in which they are.
+    /// Takes the first bytes of what has arrived, in the memory in which they are. Where that is small, the next request comes to the
+    /// same place.
     pub fn take(&mut self, length: usize) -> Bytes {
-        if length >= self.input.len() { std::mem::take(&mut self.input).freeze() } else { self.input.split_to(length).freeze() }
+        match length >= self.input.len() && self.input.capacity() > KEPT {
+            true => std::mem::take(&mut self.input).freeze(),
+            false => self.input.split_to(length.min(self.input.len())).freeze(),
+        }
+    }
+
+    /// Nothing is read for now: only a small buffer stays.
+    pub fn rest(&mut self) {
+        if self.input.is_empty() && self.input.try_reclaim(KEPT.saturating_add(1)) {
+            self.input = BytesMut::new();
+        }
     }
 
     /// The client has closed its side.
@@ -280,8 +291,8 @@ fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, mos
     SCRATCH.with_borrow_mut(|scratch| {
         let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
-        // What comes first gets room for itself and nothing else.
-        match into.is_empty() {
+        // What comes first gets room for itself and nothing else, or the room of what was there before.
+        match into.is_empty() && !into.try_reclaim(read.filled().len()) {
             true => *into = BytesMut::from(read.filled()),
             false => into.extend_from_slice(read.filled()),
         }
@@ -290,6 +301,8 @@ fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, mos
 }
 
 const SCRATCH_SIZE: usize = 32 * 1024;
+/// Bytes of a buffer that an idle connection may keep for its next request.
+const KEPT: usize = 1024;
 /// The largest step by which the room of a body grows. Each step costs a copy of what is there, so few steps make it: the
 /// room is at most four times of what has come.
 const MOST_ROOM: usize = 768 * 1024;

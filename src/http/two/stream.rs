@@ -31,6 +31,7 @@ use crate::{
         arrival::{Arrival, Names, Notes},
         body::{Received, Relay},
         extended_connect::{self, NearEnd, Outcome},
+        spare,
         upgrade::Life,
     },
     log::End,
@@ -160,6 +161,9 @@ fn arrived<S>(
     let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
     let mut sent = Names::NONE;
     parts.headers.keys().for_each(|name| sent.add(name));
+    if parts.extensions.is_empty() {
+        parts.extensions = spare::extensions();
+    }
     parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes, sent });
     let (body, near) = if extended_connect::translate(&mut parts) {
         (Received::None, Some(stream))

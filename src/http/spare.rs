@@ -1,0 +1,118 @@
+//! What a request leaves to the next one on its thread: maps and small buffers, whose memory is then used again.
+//!
+//! Threat: exhaustion. Only so many are kept: no map of many fields, and no buffer but of an answer that was short.
+
+use std::{cell::RefCell, collections::VecDeque};
+
+use bytes::BytesMut;
+use http::{Extensions, HeaderMap};
+
+/// An empty map of fields.
+pub fn fields() -> HeaderMap {
+    FIELDS.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Takes back a map of fields that is no longer needed.
+pub fn give_fields(mut fields: HeaderMap) {
+    FIELDS.with_borrow_mut(|spare| {
+        if spare.len() < SPARES && fields.capacity() <= MOST_FIELDS {
+            fields.clear();
+            spare.push(fields);
+        }
+    });
+}
+
+/// An empty map of extensions.
+pub fn extensions() -> Extensions {
+    EXTENSIONS.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Takes back a map of extensions that is no longer needed. What is in it ends here.
+pub fn give_extensions(mut extensions: Extensions) {
+    extensions.clear();
+    EXTENSIONS.with_borrow_mut(|spare| {
+        if spare.len() < SPARES {
+            spare.push(extensions);
+        }
+    });
+}
+
+/// A buffer with these bytes in it: in memory that was given back and that nobody reads any more, or in memory of their length.
+pub fn buffer(bytes: &[u8]) -> BytesMut {
+    let mut buffer = BUFFERS.with_borrow_mut(VecDeque::pop_front).unwrap_or_default();
+    if !buffer.try_reclaim(bytes.len()) {
+        return BytesMut::from(bytes);
+    }
+    buffer.extend_from_slice(bytes);
+    buffer
+}
+
+/// Takes back a small buffer, all of whose bytes were split off. They may still be read.
+pub fn give_buffer(buffer: BytesMut) {
+    if buffer.is_empty() {
+        BUFFERS.with_borrow_mut(|spare| {
+            if spare.len() < SPARES {
+                spare.push_back(buffer);
+            }
+        });
+    }
+}
+
+/// The largest buffer that is worth keeping.
+pub const LARGEST_BUFFER: usize = 8 * 1024;
+/// Of each kind that a thread keeps.
+const SPARES: usize = 16;
+/// Fields of the largest map that is worth keeping.
+const MOST_FIELDS: usize = 64;
+
+thread_local! {
+    static FIELDS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
+    static EXTENSIONS: RefCell<Vec<Extensions>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_back_is_empty_and_of_a_bounded_number_and_size() {
+        for n in 0..2 * SPARES {
+            let mut map = HeaderMap::with_capacity(if n == 0 { 10 * MOST_FIELDS } else { 8 });
+            map.insert("cookie", HeaderValue::from_static("secret"));
+            give_fields(map);
+            let mut map = Extensions::new();
+            map.insert("secret");
+            give_extensions(map);
+        }
+        let maps: Vec<HeaderMap> = (0..=SPARES).map(|_| fields()).collect();
+        assert!(maps.iter().all(|map| map.is_empty() && map.capacity() <= MOST_FIELDS));
+        assert_eq!(maps.iter().filter(|map| map.capacity() > 0).count(), SPARES);
+        assert!((0..=SPARES).all(|_| extensions().is_empty()));
+    }
+
+    #[test]
+    fn what_is_in_extensions_ends_when_they_come_back() {
+        let value = std::sync::Arc::new(());
+        let mut map = Extensions::new();
+        map.insert(std::sync::Arc::clone(&value));
+        give_extensions(map);
+        assert_eq!(std::sync::Arc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn a_buffer_is_used_again_when_nobody_reads_it_any_more() {
+        let mut first = buffer(b"the first answer");
+        let read = first.split().freeze();
+        give_buffer(first);
+        let mut second = buffer(b"second");
+        assert_eq!((&read[..], &second[..]), (&b"the first answer"[..], &b"second"[..]));
+        let (place, read) = (second.as_ptr(), second.split().freeze());
+        give_buffer(second);
+        drop(read);
+        let third = buffer(b"third");
+        assert_eq!((third.as_ptr(), &third[..]), (place, &b"third"[..]));
+    }
+}

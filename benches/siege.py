@@ -10,7 +10,7 @@ are left one second after the deadline of the last one (what has been closed and
 for so many seconds.
 
 It fails where an attacker outlives its deadline, an honest request is not answered, or the process does not come back to the
-descriptors, files and memory of its start. Loopback only; ends what it starts. Defaults of Palisade hold, but for limits that count
+descriptors, disk and memory of its start. Loopback only; ends what it starts. Defaults of Palisade hold, but for limits that count
 addresses and connections: everything here comes from 127.0.0.0/8.
 """
 
@@ -131,15 +131,17 @@ class House:
         return len(os.listdir(f"/proc/{self.palisade.pid}/fd"))
 
     def spooled(self):
-        """Unlinked files that are open."""
-        folder = f"/proc/{self.palisade.pid}/fd"
-        names = []
+        """KiB that bodies take on the disk, in files without a name; one with a name is an error."""
+        folder, blocks = f"/proc/{self.palisade.pid}/fd", 0
         for fd in os.listdir(folder):
             try:
-                names.append(os.readlink(f"{folder}/{fd}"))
+                if str(self.dir / "spool") in os.readlink(f"{folder}/{fd}"):
+                    blocks += os.stat(f"{folder}/{fd}").st_blocks
             except OSError:
                 pass
-        return sum(str(self.dir / "spool") in name for name in names) + len(os.listdir(self.dir / "spool"))
+        if named := os.listdir(self.dir / "spool"):
+            sys.exit(f"files of bodies have names: {named}")
+        return blocks // 2
 
     def left(self):
         """Connections of attackers that the kernel still holds for Palisade: their addresses are 127.20.0.0 and above."""
@@ -328,7 +330,7 @@ class Honest:
 
 
 async def come_back(house, before, failures, what):
-    """Waits for descriptors, files and memory to be where they were."""
+    """Waits for descriptors, disk and memory to be where they were."""
     start = time.monotonic()
     while True:
         now = (house.descriptors(), house.spooled(), house.memory())
@@ -336,7 +338,7 @@ async def come_back(house, before, failures, what):
         waited = time.monotonic() - start
         if back or waited > 60:
             if not back:
-                failures.append(f"{what}: descriptors, files, (resident, anonymous) KiB {before} became {now}")
+                failures.append(f"{what}: descriptors, KiB on disk, (resident, anonymous) KiB {before} became {now}")
             return waited, now
         await asyncio.sleep(0.5)
 
@@ -408,7 +410,7 @@ async def soak(house, arguments, failures):
         if time.monotonic() - said >= max(10, arguments.soak / 60):
             said = time.monotonic()
             resident, anonymous = house.memory()
-            print(f"{said - start:6.0f} s: {house.left()} attackers, {house.descriptors()} descriptors, {house.spooled()} files, "
+            print(f"{said - start:6.0f} s: {house.left()} attackers, {house.descriptors()} descriptors, {house.spooled() >> 10} MiB on disk, "
                   f"{resident >> 10} MiB ({anonymous >> 10} anonymous); {honest.told()}", flush=True)
     for task in tasks:
         task.cancel()
@@ -420,7 +422,7 @@ async def soak(house, arguments, failures):
           f"{len(honest.failures)}: {dict(collections.Counter(honest.failures).most_common(10))}; as the log has it: {house.refusals()}")
     print(f"attackers at a time: most {peak[3]}; attacks that reached Puma: {house.reached()}")
     print(f"{'':14}{'start':>10}{'peak':>10}{'end':>10}   (the end {waited:.0f} s after the last attack)")
-    for name, row in (("descriptors", [x[0] for x in (before, peak, now)]), ("spool files", [x[1] for x in (before, peak, now)]),
+    for name, row in (("descriptors", [x[0] for x in (before, peak, now)]), ("disk KiB", [x[1] for x in (before, peak, now)]),
                       ("resident KiB", [x[2][0] for x in (before, peak, now)]), ("anonymous KiB", [x[2][1] for x in (before, peak, now)])):
         print(f"{name:14}" + "".join(f"{value:10}" for value in row), flush=True)
     failures.extend(honest.failures[:10])

@@ -17,7 +17,12 @@ pub fn of(bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
         18 => &LENGTH_18,
         _ => &[],
     };
-    match known.iter().find(|name| name.as_str().as_bytes().eq_ignore_ascii_case(bytes)) {
+    let end = bytes.last().map(u8::to_ascii_lowercase);
+    let is_it = |name: &&HeaderName| {
+        let name = name.as_str().as_bytes();
+        name.last().copied() == end && name.eq_ignore_ascii_case(bytes)
+    };
+    match known.iter().find(is_it) {
         Some(name) => Ok(name.clone()),
         None => HeaderName::from_bytes(bytes),
     }

@@ -37,6 +37,23 @@ pub fn give_extensions(mut extensions: Extensions) {
     });
 }
 
+/// An empty text with room for so many bytes.
+pub fn text(capacity: usize) -> Vec<u8> {
+    let mut text = TEXTS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    text.reserve(capacity);
+    text
+}
+
+/// Takes back a text that is no longer needed.
+pub fn give_text(mut text: Vec<u8>) {
+    TEXTS.with_borrow_mut(|spare| {
+        if spare.len() < SPARES && text.capacity() <= LARGEST_BUFFER {
+            text.clear();
+            spare.push(text);
+        }
+    });
+}
+
 /// A buffer with these bytes in it: in memory that was given back and that nobody reads any more, or in memory of their length.
 pub fn buffer(bytes: &[u8]) -> BytesMut {
     let mut buffer = BUFFERS.with_borrow_mut(VecDeque::pop_front).unwrap_or_default();
@@ -68,6 +85,7 @@ const MOST_FIELDS: usize = 64;
 thread_local! {
     static FIELDS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
     static EXTENSIONS: RefCell<Vec<Extensions>> = const { RefCell::new(Vec::new()) };
+    static TEXTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static BUFFERS: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -86,11 +104,16 @@ mod tests {
             let mut map = Extensions::new();
             map.insert("secret");
             give_extensions(map);
+            give_text(if n == 0 { vec![b'x'; 2 * LARGEST_BUFFER] } else { b"secret".to_vec() });
         }
         let maps: Vec<HeaderMap> = (0..=SPARES).map(|_| fields()).collect();
         assert!(maps.iter().all(|map| map.is_empty() && map.capacity() <= MOST_FIELDS));
         assert_eq!(maps.iter().filter(|map| map.capacity() > 0).count(), SPARES);
         assert!((0..=SPARES).all(|_| extensions().is_empty()));
+        let texts: Vec<Vec<u8>> = (0..=SPARES).map(|_| text(0)).collect();
+        assert!(texts.iter().all(|text| text.is_empty() && text.capacity() <= LARGEST_BUFFER));
+        assert_eq!(texts.iter().filter(|text| text.capacity() > 0).count(), SPARES);
+        assert!(text(100).capacity() >= 100);
     }
 
     #[test]

@@ -38,7 +38,11 @@ use super::{
     outcome::Decided,
     request_start::{self, RequestStart},
 };
-use crate::{guard::rule::Rule, http::arrival::Arrival, refusal::Refusal};
+use crate::{
+    guard::rule::Rule,
+    http::{arrival::Arrival, spare},
+    refusal::Refusal,
+};
 
 /// `[canonical]` in `proxy.toml`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -167,7 +171,7 @@ fn write(config: Config, request: Request<Complete>) -> Result<Request<Canonical
 
     let family = arrival.notes.family(&arrival.client);
     let ours = family.map_or(0, |family| family.len().saturating_add(host.len()).saturating_add(FORWARDED_HOST.len()));
-    let mut head = Vec::with_capacity(capacity(&parts.method, target, &parts.headers, &body).saturating_add(ours));
+    let mut head = spare::text(capacity(&parts.method, target, &parts.headers, &body).saturating_add(ours));
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
     head.extend_from_slice(target);

@@ -28,11 +28,11 @@ pub struct Config {
     /// Bytes of all bodies in memory, both directions. `auto`: a quarter of the cgroup's or machine's memory, at most 256 MiB.
     /// Default: auto.
     pub memory_total: Auto<ByteSize>,
-    /// Bytes of all bodies on disk. Default: 8GiB.
+    /// Bytes of all bodies on disk; each takes whole pieces of 64 KiB. Default: 8GiB.
     pub disk_total: ByteSize,
     /// Part of either total that one client may hold, 0 to 1. Default: 0.25.
     pub client_share: f64,
-    /// Folder for the unlinked files. Default: `/var/tmp`.
+    /// Folder for the two unlinked files that bodies share. Default: `/var/tmp`.
     pub dir: PathBuf,
 }
 

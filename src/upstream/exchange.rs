@@ -113,7 +113,10 @@ pub(super) fn exchange(puma: Arc<Inner>, request: Request<Canonical>) -> impl Fu
             let keep = if certain { puma.keep() } else { Keep::No };
             let mut turn = Turn::new(&puma, socket, connection, slot.take().ok_or(Refusal::Internal)?);
             match try_once(&puma, &mut turn, &mut wire, keep, &purpose).await {
-                Ok(head) => return answer(&puma, turn, head, keep, purpose, headers),
+                Ok(head) => {
+                    spare::give_text(std::mem::take(&mut wire.bytes));
+                    return answer(&puma, turn, head, keep, purpose, headers);
+                }
                 Err(Broken::Final(refusal)) => {
                     if refusal == Refusal::UpstreamTimeout {
                         turn.time_out();

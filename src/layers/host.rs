@@ -24,7 +24,13 @@ use super::{
     outcome::Decided,
     target_view::{self, Absolute},
 };
-use crate::{accept::client::Client, guard::rule::Rule, http::arrival::Arrival, refusal::Refusal, units::OneOrMany};
+use crate::{
+    accept::client::Client,
+    guard::rule::Rule,
+    http::{arrival::Arrival, spare},
+    refusal::Refusal,
+    units::OneOrMany,
+};
 
 /// `[host]` in `proxy.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -224,7 +230,7 @@ fn agreed(authority: &[u8], headers: &HeaderMap, client: &Client, rule: Rule) ->
             return Err(Refusal::BadHost(rule));
         }
     }
-    HeaderValue::from_bytes(authority).map_err(|_| Refusal::BadHost(rule))
+    HeaderValue::from_maybe_shared(spare::cut(authority)).map_err(|_| Refusal::BadHost(rule))
 }
 
 fn lower(name: &str) -> Box<str> {

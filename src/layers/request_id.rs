@@ -5,13 +5,11 @@
 //! that can refuse, so that refusals have an id too.
 
 use std::{
-    cell::RefCell,
     sync::Arc,
     task::{Context, Poll},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use serde::{Deserialize, Serialize};
 use tower_layer::Layer;
@@ -19,7 +17,10 @@ use tower_service::Service;
 use uuid::{Builder, fmt::Hyphenated};
 
 use super::outcome::{Amend, Amended};
-use crate::{http::arrival::Arrival, refusal::Refusal};
+use crate::{
+    http::{arrival::Arrival, spare},
+    refusal::Refusal,
+};
 
 /// `[request_id]` in `proxy.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -119,25 +120,7 @@ fn generated(at: SystemTime) -> HeaderValue {
     fastrand::fill(&mut random);
     let mut text = [0; Hyphenated::LENGTH];
     let text = Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated().encode_lower(&mut text);
-    HeaderValue::from_maybe_shared(shared(text.as_bytes())).unwrap_or(HeaderValue::from_static("none"))
-}
-
-/// A copy in a block with others: to share one of its own, as the log, Puma and the client do, would cost two allocations.
-fn shared(text: &[u8]) -> Bytes {
-    BLOCK.with_borrow_mut(|block| {
-        if !block.try_reclaim(text.len()) {
-            *block = BytesMut::with_capacity(BLOCK_LENGTH);
-        }
-        block.extend_from_slice(text);
-        block.split().freeze()
-    })
-}
-
-/// Ids that stay for long, as those of WebSockets do, may keep a block each.
-const BLOCK_LENGTH: usize = 16 * Hyphenated::LENGTH;
-
-thread_local! {
-    static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    HeaderValue::from_maybe_shared(spare::cut(text.as_bytes())).unwrap_or(HeaderValue::from_static("none"))
 }
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -158,7 +158,7 @@ fn arrived<S>(
     mut parts: http::request::Parts,
     stream: RecvStream,
 ) -> (Request<Received>, Option<RecvStream>) {
-    let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| Bytes::copy_from_slice(target.as_str().as_bytes()));
+    let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| spare::cut(target.as_str().as_bytes()));
     let mut sent = Names::NONE;
     parts.headers.keys().for_each(|name| sent.add(name));
     if parts.extensions.is_empty() {
@@ -264,7 +264,8 @@ fn complete<B: Body>(headers: &mut HeaderMap, body: &B) {
         && !headers.contains_key(header::CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
     {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        let text = spare::cut(itoa::Buffer::new().format(length).as_bytes());
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from(length)));
     }
 }
 

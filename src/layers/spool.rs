@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -96,7 +96,7 @@ impl Disk {
         let file = Arc::new(file);
         let disk = Disk { file: Arc::clone(&file), jobs };
         std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
-            let mut chunks = Chunks::default();
+            let (mut chunks, mut shrunk) = (Chunks::default(), Instant::now());
             loop {
                 let job = match chunks.is_untidy() {
                     true => queue.recv_timeout(IDLE),
@@ -104,8 +104,15 @@ impl Disk {
                 };
                 match job {
                     Ok(job) => job(&mut chunks),
-                    Err(mpsc::RecvTimeoutError::Timeout) => tidy(&file, &mut chunks),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        shrink(&file, &mut chunks);
+                        make_holes(&file, &mut chunks);
+                    }
                     Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+                if chunks.is_over() || chunks.is_untidy() && shrunk.elapsed() >= NEVER_IDLE {
+                    shrink(&file, &mut chunks);
+                    shrunk = Instant::now();
                 }
             }
         })?;
@@ -119,11 +126,7 @@ impl Disk {
 
     fn give_back(&self, chunks: VecDeque<Chunk>) {
         if !chunks.is_empty() {
-            let file = Arc::clone(&self.file);
-            self.run(Box::new(move |all| {
-                let above = all.give_back(chunks);
-                make_holes(&file, all, above);
-            }));
+            self.run(Box::new(move |all| all.give_back(chunks)));
         }
     }
 }
@@ -280,19 +283,18 @@ fn pieces(bytes: Range<u64>) -> Range<u64> {
     bytes.start / CHUNK..bytes.end.div_ceil(CHUNK)
 }
 
-/// Gives the disk back what nobody has.
-fn tidy(file: &File, chunks: &mut Chunks) {
-    if chunks.is_unused() && file.set_len(0).is_ok() {
-        *chunks = Chunks::default();
-        return;
+/// Gives the disk back what is free at the end of the file. The kernel need not write it then, either.
+fn shrink(file: &File, chunks: &mut Chunks) {
+    if let Some(all) = chunks.shrink() {
+        // A file that cannot be cut off keeps its blocks for whoever has these chunks next.
+        file.set_len(u64::from(all).saturating_mul(CHUNK)).unwrap_or_default();
     }
-    let warm = chunks.cool();
-    make_holes(file, chunks, warm);
 }
 
-/// Where the file system has no holes, the blocks stay for the next body, and go when nobody has any.
-fn make_holes(file: &File, chunks: &mut Chunks, runs: Vec<Range<u32>>) {
-    for run in runs {
+/// Gives the disk back what is free between other chunks, which may be written for that first. Where the file system has no holes,
+/// it stays for the next body.
+fn make_holes(file: &File, chunks: &mut Chunks) {
+    for run in chunks.cool() {
         let (start, length) = (u64::from(run.start).saturating_mul(CHUNK), (run.len() as u64).saturating_mul(CHUNK));
         match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length) {
             Ok(()) => chunks.free_cold(run),
@@ -322,8 +324,10 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
 
 /// Files, each with a thread: the kernel lets one write to a file at a time.
 const FILES: usize = 2;
-/// The disk gets back what is free when a thread has had nothing to do for so long.
+/// The disk gets back what is free when a thread has had nothing to do for so long ...
 const IDLE: Duration = Duration::from_secs(5);
+/// ... and at the end of the file once in this time.
+const NEVER_IDLE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -453,14 +457,21 @@ mod tests {
         let blocks = || file(&spool).blocks() * 512;
         assert!(blocks() >= 20 << 20);
         drop(spaces);
+        tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
+        assert!((CHUNK..1 << 20).contains(&blocks()), "what is not needed becomes a hole: {}", blocks());
+        assert_eq!(stays.read(0, 3).await.unwrap().unwrap(), [2; 3][..]);
+        drop(stays);
         for _ in 0..3 {
             settled(&spool).await;
         }
-        assert!(blocks() <= 18 << 20, "what is more than 16 MiB goes at once: {}", blocks());
+        assert_eq!((file(&spool).len(), file(&spool).blocks()), (0, 0), "a large file is emptied after the last body");
+        let (first, last) = (spool.space(), spool.space());
+        write(&first, vec![1; 1 << 20], 0).await;
+        write(&last, vec![1; 1 << 20], 0).await;
+        drop(last);
         tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
-        assert!((CHUNK..1 << 20).contains(&blocks()), "the rest when nobody needs it: {}", blocks());
-        assert_eq!(stays.read(0, 3).await.unwrap().unwrap(), [2; 3][..]);
-        drop(stays);
+        assert_eq!(file(&spool).len(), 1 << 20, "the end is cut off");
+        drop(first);
         tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
         assert_eq!((file(&spool).len(), file(&spool).blocks()), (0, 0));
     }

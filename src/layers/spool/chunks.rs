@@ -41,19 +41,28 @@ impl Chunks {
         Some(Chunk(std::mem::replace(&mut self.all, next)))
     }
 
-    /// Takes back chunks. What it gives is to be made holes of and then freed with [`Self::free_cold`] or [`Self::free_warm`].
-    pub fn give_back(&mut self, chunks: impl IntoIterator<Item = Chunk>) -> Vec<Range<u32>> {
-        let mut above = Vec::new();
-        for Chunk(n) in chunks {
-            match self.warm.len() < WARM {
-                true => self.warm.push(Reverse(n)),
-                false => above.push(n),
-            }
-        }
-        runs(above)
+    /// Takes back chunks.
+    pub fn give_back(&mut self, chunks: impl IntoIterator<Item = Chunk>) {
+        self.warm.extend(chunks.into_iter().map(|Chunk(n)| Reverse(n)));
     }
 
-    /// The warm ones, to be made holes of.
+    /// Forgets the free ones at the end. How many there are then, where that is fewer.
+    pub fn shrink(&mut self) -> Option<u32> {
+        let mut free: Vec<u32> = self.warm.iter().chain(&self.cold).map(|Reverse(n)| *n).collect();
+        free.sort_unstable();
+        let all = self.all;
+        while self.all > 0 && free.pop() == self.all.checked_sub(1) {
+            self.all = self.all.saturating_sub(1);
+        }
+        let end = self.all;
+        for heap in [&mut self.warm, &mut self.cold] {
+            heap.retain(|Reverse(n)| *n < end);
+            heap.shrink_to_fit();
+        }
+        (end < all).then_some(end)
+    }
+
+    /// The warm ones, to be made holes of and then freed with [`Self::free_cold`], or with [`Self::free_warm`] where that fails.
     pub fn cool(&mut self) -> Vec<Range<u32>> {
         runs(std::mem::take(&mut self.warm).into_iter().map(|Reverse(n)| n).collect())
     }
@@ -68,14 +77,14 @@ impl Chunks {
         self.warm.extend(run.map(Reverse));
     }
 
-    /// Whether nobody has one.
-    pub fn is_unused(&self) -> bool {
-        self.warm.len().saturating_add(self.cold.len()) >= self.all as usize
+    /// Whether nobody has one of so many that the disk should have them back at once.
+    pub fn is_over(&self) -> bool {
+        self.all as usize > WARM && self.warm.len().saturating_add(self.cold.len()) >= self.all as usize
     }
 
-    /// Whether a file of them may have blocks that nobody needs, or a length.
+    /// Whether the file may have blocks that nobody needs.
     pub fn is_untidy(&self) -> bool {
-        !self.warm.is_empty() || (self.all > 0 && self.is_unused())
+        !self.warm.is_empty()
     }
 }
 
@@ -94,7 +103,7 @@ fn runs(mut numbers: Vec<u32>) -> Vec<Range<u32>> {
 
 /// Bytes of a chunk: what is written at once, mostly.
 pub const CHUNK: u64 = 64 * 1024;
-/// Free chunks that keep their blocks, at most: 16 MiB.
+/// Chunks that a file keeps for a moment after the last body: 16 MiB.
 const WARM: usize = 256;
 
 #[cfg(test)]
@@ -110,24 +119,40 @@ mod tests {
         let mut chunks = Chunks::default();
         assert_eq!(numbers(&mut chunks, 5), [0, 1, 2, 3, 4]);
         chunks.free_cold(0..1);
-        assert!(chunks.give_back([Chunk(4), Chunk(2)]).is_empty());
+        chunks.give_back([Chunk(4), Chunk(2)]);
         assert_eq!(numbers(&mut chunks, 4), [2, 4, 0, 5]);
     }
 
     #[test]
-    fn so_many_keep_their_blocks_and_the_others_go_in_runs() {
+    fn the_end_is_forgotten_and_what_is_between_is_made_holes_of() {
         let mut chunks = Chunks::default();
-        let mut all: Vec<Chunk> = std::iter::repeat_with(|| chunks.take().unwrap()).take(WARM + 6).collect();
-        let gap = all.remove(WARM + 3);
-        assert_eq!(chunks.give_back(all), [WARM as u32..WARM as u32 + 3, WARM as u32 + 4..WARM as u32 + 6]);
-        assert!(!chunks.is_unused() && chunks.is_untidy());
-        chunks.free_cold(WARM as u32..WARM as u32 + 3);
-        chunks.free_warm(WARM as u32 + 4..WARM as u32 + 6);
-        assert!(!chunks.is_unused());
-        assert_eq!(chunks.give_back([gap]).len(), 1, "it is warm enough");
-        chunks.free_cold(WARM as u32 + 3..WARM as u32 + 4);
-        assert!(chunks.is_unused());
-        assert_eq!(chunks.cool(), [0..WARM as u32, WARM as u32 + 4..WARM as u32 + 6]);
+        let mut all: Vec<Chunk> = std::iter::repeat_with(|| chunks.take().unwrap()).take(10).collect();
+        assert_eq!(chunks.shrink(), None);
+        chunks.give_back([all.remove(9), all.remove(8), all.remove(5), all.remove(4), all.remove(1)]);
+        assert!(chunks.is_untidy());
+        assert_eq!((chunks.shrink(), chunks.shrink()), (Some(8), None));
+        assert_eq!(chunks.cool(), [1..2, 4..6]);
+        chunks.free_cold(4..6);
+        chunks.free_warm(1..2);
+        assert!(chunks.is_untidy(), "one could not be made a hole of");
+        assert_eq!(numbers(&mut chunks, 4), [1, 4, 5, 8]);
+        chunks.give_back(all);
+        chunks.give_back([1, 4, 5, 8].map(Chunk));
+        assert_eq!((chunks.shrink(), chunks.is_untidy(), numbers(&mut chunks, 1)), (Some(0), false, vec![0]));
+    }
+
+    #[test]
+    fn many_that_nobody_has_any_more_are_over_at_once() {
+        let mut chunks = Chunks::default();
+        let mut all: Vec<Chunk> = std::iter::repeat_with(|| chunks.take().unwrap()).take(WARM + 1).collect();
+        let last = all.pop().unwrap();
+        chunks.give_back(all);
+        assert!(!chunks.is_over());
+        chunks.give_back([last]);
+        assert!(chunks.is_over() && chunks.shrink() == Some(0) && !chunks.is_over());
+        let few: Vec<Chunk> = std::iter::repeat_with(|| chunks.take().unwrap()).take(WARM).collect();
+        chunks.give_back(few);
+        assert!(!chunks.is_over());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a request leaves to the next one on its thread: maps and small buffers, whose memory is then used again.
 //!
-//! Threat: exhaustion. Only so many are kept: no map of many fields, and no buffer but of an answer that was short.
+//! Threat: exhaustion. Only so many are kept, and none that is large.
 
 use std::{cell::RefCell, collections::VecDeque};
 
@@ -57,7 +57,9 @@ pub fn give_text(mut text: Vec<u8>) {
 /// A buffer with these bytes in it: in memory that was given back and that nobody reads any more, or in memory of their length.
 pub fn buffer(bytes: &[u8]) -> BytesMut {
     let mut buffer = BUFFERS.with_borrow_mut(VecDeque::pop_front).unwrap_or_default();
-    if !buffer.try_reclaim(bytes.len()) {
+    // How large it is shows only now: a part of it may have been in front of what came back.
+    let is_large = buffer.try_reclaim(LARGEST_BUFFER.saturating_add(1));
+    if is_large || !buffer.try_reclaim(bytes.len()) {
         return BytesMut::from(bytes);
     }
     buffer.extend_from_slice(bytes);
@@ -168,5 +170,11 @@ mod tests {
         drop(read);
         let third = buffer(b"third");
         assert_eq!((third.as_ptr(), &third[..]), (place, &b"third"[..]));
+        let mut large = buffer(&[0; 2 * LARGEST_BUFFER]);
+        let (place, front) = (large.as_ptr(), large.split().freeze());
+        give_buffer(large);
+        drop(front);
+        let other = buffer(b"fourth");
+        assert!(other.as_ptr() != place && other.capacity() < LARGEST_BUFFER, "a large one is not used again");
     }
 }

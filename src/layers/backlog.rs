@@ -254,7 +254,8 @@ mod tests {
 
     /// One whose disk is always full.
     fn broken() -> (tempfile::TempDir, Backlog) {
-        backlog_on(1 << 30, |_| Spool::of(vec![std::fs::File::options().write(true).open("/dev/full")?]))
+        let full = || std::fs::File::options().write(true).open("/dev/full");
+        backlog_on(1 << 30, |_| Spool::of([full()?, full()?]))
     }
 
     fn backlog_on(disk: u64, spool: impl FnOnce(&Path) -> io::Result<Spool>) -> (tempfile::TempDir, Backlog) {

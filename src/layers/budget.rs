@@ -110,27 +110,22 @@ impl Reserved {
     /// Takes so much that `total` bytes are reserved.
     #[must_use]
     pub fn grow_to(&mut self, total: usize) -> bool {
-        match (total as u64).checked_sub(self.bytes) {
-            None | Some(0) => true,
-            Some(more) => self.grow(more),
-        }
+        self.grow((total as u64).saturating_sub(self.bytes))
     }
 
     /// Takes or gives back so much that `total` bytes are reserved; false (and nothing changed) where there are not so many.
     #[must_use]
     pub fn resize(&mut self, total: u64) -> bool {
-        match self.bytes.checked_sub(total) {
-            None | Some(0) => self.grow(total.saturating_sub(self.bytes)),
-            Some(less) => {
-                self.give_back(less);
-                true
-            }
-        }
+        self.shrink_to(total);
+        self.grow(total.saturating_sub(self.bytes))
     }
 
     /// Gives back what is reserved above `total` bytes.
     pub fn shrink_to(&mut self, total: u64) {
-        self.give_back(self.bytes.saturating_sub(total));
+        let less = self.bytes.saturating_sub(total);
+        if less > 0 {
+            self.give_back(less);
+        }
     }
 
     /// Whether nothing is reserved.

@@ -29,6 +29,8 @@ pub struct Config {
     /// Default: auto.
     pub memory_total: Auto<ByteSize>,
     /// Bytes of all bodies on disk; each takes whole pieces of 64 KiB. Default: 8GiB.
+    ///
+    /// Pieces that are free again stay with the files for up to a minute, so that more of the disk may be taken for as long.
     pub disk_total: ByteSize,
     /// Part of either total that one client may hold, 0 to 1. Default: 0.25.
     pub client_share: f64,

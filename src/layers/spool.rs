@@ -9,7 +9,6 @@ mod chunks;
 
 use std::{
     collections::VecDeque,
-    fmt,
     fs::File,
     io,
     ops::Range,
@@ -17,7 +16,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
     time::{Duration, Instant},
@@ -32,8 +31,8 @@ use self::chunks::{CHUNK, Chunk, Chunks};
 /// The files.
 #[derive(Debug)]
 pub struct Spool {
-    disks: Vec<Arc<Disk>>,
-    next: AtomicUsize,
+    disks: [Arc<Disk>; 2],
+    turn: AtomicBool,
 }
 
 /// A file and the way to its thread.
@@ -44,6 +43,7 @@ struct Disk {
 }
 
 /// What one body has of a file. Its bytes have numbers of their own, which may begin anywhere and have no gaps.
+#[derive(Debug)]
 pub struct Space {
     disk: Arc<Disk>,
     held: Mutex<Held>,
@@ -64,7 +64,7 @@ struct Held {
 pub struct Refused {
     /// The reason.
     pub error: io::Error,
-    /// All that was to be written; empty when the thread is gone.
+    /// All that was to be written.
     pub pieces: Vec<Bytes>,
 }
 
@@ -73,30 +73,28 @@ type Job = Box<dyn FnOnce(&mut Chunks) + Send>;
 impl Spool {
     /// Makes the files in a folder, and starts their threads.
     pub fn start(dir: &Path) -> io::Result<Self> {
-        Self::of((0..FILES).map(|_| unlinked(dir)).collect::<io::Result<_>>()?)
+        Self::of([unlinked(dir)?, unlinked(dir)?])
     }
 
-    /// On files that are there, each with a thread of its own.
-    pub fn of(files: Vec<File>) -> io::Result<Self> {
-        let disks = files.into_iter().enumerate().map(|(n, file)| Disk::start(n, file).map(Arc::new));
-        Ok(Spool { disks: disks.collect::<io::Result<_>>()?, next: AtomicUsize::new(0) })
+    /// On files that are there. Each gets a thread of its own, as the kernel lets one write to a file at a time.
+    pub fn of([first, second]: [File; 2]) -> io::Result<Self> {
+        Ok(Spool { disks: [Disk::start(0, first)?, Disk::start(1, second)?], turn: AtomicBool::new(false) })
     }
 
     /// Nothing yet, in one of the files.
     pub fn space(&self) -> Arc<Space> {
-        let n = self.next.fetch_add(1, Relaxed).checked_rem(self.disks.len()).unwrap_or(0);
-        let Some(disk) = self.disks.get(n) else { unreachable!("it is started with files") };
-        Arc::new(Space { disk: Arc::clone(disk), held: Mutex::default() })
+        let [first, second] = &self.disks;
+        Space::on(if self.turn.fetch_xor(true, Relaxed) { second } else { first })
     }
 }
 
 impl Disk {
-    fn start(n: usize, file: File) -> io::Result<Self> {
+    fn start(n: usize, file: File) -> io::Result<Arc<Self>> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let file = Arc::new(file);
-        let disk = Disk { file: Arc::clone(&file), jobs };
+        let disk = Arc::new(Disk { file: Arc::clone(&file), jobs });
         std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
-            let (mut chunks, mut shrunk) = (Chunks::default(), Instant::now());
+            let (mut chunks, mut tidied) = (Chunks::default(), Instant::now());
             loop {
                 let job = match chunks.is_untidy() {
                     true => queue.recv_timeout(IDLE),
@@ -106,13 +104,18 @@ impl Disk {
                     Ok(job) => job(&mut chunks),
                     Err(mpsc::RecvTimeoutError::Timeout) => {
                         shrink(&file, &mut chunks);
-                        make_holes(&file, &mut chunks);
+                        make_holes(&file, &mut chunks, usize::MAX);
                     }
                     Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 }
-                if chunks.is_over() || chunks.is_untidy() && shrunk.elapsed() >= NEVER_IDLE {
+                if chunks.is_over() {
                     shrink(&file, &mut chunks);
-                    shrunk = Instant::now();
+                }
+                if chunks.is_untidy() && tidied.elapsed() >= NEVER_IDLE {
+                    shrink(&file, &mut chunks);
+                    let unneeded = chunks.unneeded();
+                    make_holes(&file, &mut chunks, unneeded);
+                    tidied = Instant::now();
                 }
             }
         })?;
@@ -132,6 +135,10 @@ impl Disk {
 }
 
 impl Space {
+    fn on(disk: &Arc<Disk>) -> Arc<Self> {
+        Arc::new(Space { disk: Arc::clone(disk), held: Mutex::default() })
+    }
+
     /// Writes pieces, one after the other, from `at` on. They must join or cover what has been written.
     pub fn write(self: &Arc<Self>, pieces: Vec<Bytes>, at: u64) -> oneshot::Receiver<Result<(), Refused>> {
         let (done, result) = oneshot::channel();
@@ -272,12 +279,6 @@ impl Drop for Space {
     }
 }
 
-impl fmt::Debug for Space {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Space").field("held", &self.held).finish_non_exhaustive()
-    }
-}
-
 /// The numbers of the pieces of [`CHUNK`] bytes that bytes are in.
 fn pieces(bytes: Range<u64>) -> Range<u64> {
     bytes.start / CHUNK..bytes.end.div_ceil(CHUNK)
@@ -293,8 +294,8 @@ fn shrink(file: &File, chunks: &mut Chunks) {
 
 /// Gives the disk back what is free between other chunks, which may be written for that first. Where the file system has no holes,
 /// it stays for the next body.
-fn make_holes(file: &File, chunks: &mut Chunks) {
-    for run in chunks.cool() {
+fn make_holes(file: &File, chunks: &mut Chunks, most: usize) {
+    for run in chunks.cool(most) {
         let (start, length) = (u64::from(run.start).saturating_mul(CHUNK), (run.len() as u64).saturating_mul(CHUNK));
         match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length) {
             Ok(()) => chunks.free_cold(run),
@@ -322,11 +323,9 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
-/// Files, each with a thread: the kernel lets one write to a file at a time.
-const FILES: usize = 2;
 /// The disk gets back what is free when a thread has had nothing to do for so long ...
 const IDLE: Duration = Duration::from_secs(5);
-/// ... and at the end of the file once in this time.
+/// ... and, where that never is, what nobody has needed for this time.
 const NEVER_IDLE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
@@ -337,7 +336,7 @@ mod tests {
 
     fn spool() -> (tempfile::TempDir, Spool) {
         let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::of(vec![unlinked(dir.path()).unwrap()]).unwrap();
+        let spool = Spool::start(dir.path()).unwrap();
         (dir, spool)
     }
 
@@ -363,7 +362,7 @@ mod tests {
         let mut bodies: Vec<(Arc<Space>, VecDeque<u8>, u64)> = Vec::new();
         for round in 0..600 {
             if bodies.len() < 4 || random.u8(..) < 40 {
-                bodies.push((spool.space(), VecDeque::new(), 10 * CHUNK + random.u64(..CHUNK)));
+                bodies.push((Space::on(&spool.disks[0]), VecDeque::new(), 10 * CHUNK + random.u64(..CHUNK)));
             }
             let n = random.usize(..bodies.len());
             let (space, body, start) = &mut bodies[n];
@@ -401,11 +400,11 @@ mod tests {
     #[tokio::test]
     async fn nobody_reads_what_another_body_left_behind() {
         let (_dir, spool) = spool();
-        let first = spool.space();
+        let first = Space::on(&spool.disks[0]);
         write(&first, b"of the last client".to_vec(), 0).await;
         drop(first);
         settled(&spool).await;
-        let second = spool.space();
+        let second = Space::on(&spool.disks[0]);
         write(&second, b"mine".to_vec(), 0).await;
         let mut raw = [0; 18];
         spool.disks[0].file.read_exact_at(&mut raw, 0).unwrap();
@@ -421,7 +420,7 @@ mod tests {
     #[tokio::test]
     async fn a_gap_is_refused_and_the_bytes_come_back() {
         let (_dir, spool) = spool();
-        let space = spool.space();
+        let space = Space::on(&spool.disks[0]);
         write(&space, b"abc".to_vec(), 100).await;
         for at in [90, 104] {
             let refused = space.write(vec![Bytes::from_static(b"xyz")], at).await.unwrap().unwrap_err();
@@ -435,7 +434,7 @@ mod tests {
     #[tokio::test]
     async fn its_size_is_known_before_it_is_written() {
         let (_dir, spool) = spool();
-        let space = spool.space();
+        let space = Space::on(&spool.disks[0]);
         assert_eq!((space.size(), space.size_with(CHUNK..CHUNK + 1), space.size_with(CHUNK - 1..CHUNK + 1)), (0, CHUNK, 2 * CHUNK));
         write(&space, vec![1; CHUNK as usize], 5 * CHUNK).await;
         assert_eq!((space.size(), space.size_with(6 * CHUNK..6 * CHUNK + 1), space.size_with(0..5 * CHUNK)), (CHUNK, 2 * CHUNK, 6 * CHUNK));
@@ -448,11 +447,11 @@ mod tests {
     #[tokio::test]
     async fn the_disk_gets_back_what_is_free() {
         let (_dir, spool) = spool();
-        let spaces: Vec<_> = (0..20).map(|_| spool.space()).collect();
+        let spaces: Vec<_> = (0..20).map(|_| Space::on(&spool.disks[0])).collect();
         for space in &spaces {
             write(space, vec![1; 1 << 20], 0).await;
         }
-        let stays = spool.space();
+        let stays = Space::on(&spool.disks[0]);
         write(&stays, vec![2; CHUNK as usize], 0).await;
         let blocks = || file(&spool).blocks() * 512;
         assert!(blocks() >= 20 << 20);
@@ -465,7 +464,7 @@ mod tests {
             settled(&spool).await;
         }
         assert_eq!((file(&spool).len(), file(&spool).blocks()), (0, 0), "a large file is emptied after the last body");
-        let (first, last) = (spool.space(), spool.space());
+        let (first, last) = (Space::on(&spool.disks[0]), Space::on(&spool.disks[0]));
         write(&first, vec![1; 1 << 20], 0).await;
         write(&last, vec![1; 1 << 20], 0).await;
         drop(last);
@@ -481,7 +480,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::start(dir.path()).unwrap();
         let named = named_then_unlinked(dir.path()).unwrap();
-        assert_eq!(spool.disks.len(), FILES);
         for file in spool.disks.iter().map(|disk| &*disk.file).chain([&named]) {
             let meta = file.metadata().unwrap();
             assert_eq!((meta.nlink(), meta.mode() & 0o777), (0, 0o600));
@@ -492,8 +490,14 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_is_gone_is_an_error() {
         let (jobs, _) = mpsc::channel();
-        let disk = Disk { file: Arc::new(tempfile::tempfile().unwrap()), jobs };
-        let space = Arc::new(Space { disk: Arc::new(disk), held: Mutex::default() });
+        let space = Space::on(&Arc::new(Disk { file: Arc::new(tempfile::tempfile().unwrap()), jobs }));
         assert!(space.write(vec![Bytes::from_static(b"x")], 0).await.is_err() && space.read(0, 1).await.is_err());
+    }
+
+    #[test]
+    fn bodies_take_the_files_in_turn() {
+        let (_dir, spool) = spool();
+        let taken = [spool.space(), spool.space(), spool.space()].map(|space| Arc::ptr_eq(&space.disk, &spool.disks[0]));
+        assert_eq!(taken, [true, false, true]);
     }
 }

@@ -246,13 +246,14 @@ impl Streaming {
 
     /// Judges what was read. At the last byte the thread is given back, before anybody has taken that byte from here.
     fn step(&mut self) -> Result<Step, Refusal> {
-        let mut done = false;
+        let (mut done, mut is_short) = (false, false);
         let data = match &mut self.framing {
             Framing::Length(left) => {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
                 *left = left.saturating_sub(here as u64);
                 done = *left == 0;
-                if done && self.buffer.capacity() <= spare::LARGEST_BUFFER {
+                is_short = done && self.buffer.capacity() <= spare::LARGEST_BUFFER;
+                if is_short {
                     self.buffer.split_to(here).freeze()
                 } else {
                     // Split off, a rest without bytes would keep the whole allocation for as long as Puma has nothing more.
@@ -277,7 +278,9 @@ impl Streaming {
         };
         if done {
             self.finish(self.reusable && self.buffer.is_empty());
-            spare::give_buffer(std::mem::take(&mut self.buffer));
+            if is_short {
+                spare::give_buffer(std::mem::take(&mut self.buffer));
+            }
             return Ok(Step::Last(data));
         }
         Ok(if data.is_empty() { Step::More } else { Step::Data(data) })

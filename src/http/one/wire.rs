@@ -255,7 +255,9 @@ impl Wire {
 
     /// Gives the connection away: its stream and the bytes read ahead.
     pub fn into_parts(self) -> (Stream, Bytes, Beat) {
-        (self.stream, self.input.freeze(), self.beat)
+        // Without bytes it would still keep the room for the next request.
+        let early = if self.input.is_empty() { Bytes::new() } else { self.input.freeze() };
+        (self.stream, early, self.beat)
     }
 }
 

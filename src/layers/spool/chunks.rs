@@ -17,6 +17,8 @@ pub struct Chunks {
     cold: BinaryHeap<Reverse<u32>>,
     /// As many there are in all.
     all: u32,
+    /// The fewest that have been warm since that was asked last.
+    least: usize,
 }
 
 impl Chunk {
@@ -34,7 +36,9 @@ impl Chunk {
 impl Chunks {
     /// A free one. `None` when the numbers have come to their end, at 256 TiB.
     pub fn take(&mut self) -> Option<Chunk> {
-        if let Some(Reverse(n)) = self.warm.pop().or_else(|| self.cold.pop()) {
+        let warm = self.warm.pop();
+        self.least = self.least.min(self.warm.len());
+        if let Some(Reverse(n)) = warm.or_else(|| self.cold.pop()) {
             return Some(Chunk(n));
         }
         let next = self.all.checked_add(1)?;
@@ -62,9 +66,17 @@ impl Chunks {
         (end < all).then_some(end)
     }
 
-    /// The warm ones, to be made holes of and then freed with [`Self::free_cold`], or with [`Self::free_warm`] where that fails.
-    pub fn cool(&mut self) -> Vec<Range<u32>> {
-        runs(std::mem::take(&mut self.warm).into_iter().map(|Reverse(n)| n).collect())
+    /// How many warm ones nobody has needed since this was asked last.
+    pub fn unneeded(&mut self) -> usize {
+        std::mem::replace(&mut self.least, self.warm.len()).min(self.warm.len())
+    }
+
+    /// So many of the warm ones, the last, to be made holes of and then freed with [`Self::free_cold`], or with [`Self::free_warm`]
+    /// where that fails.
+    pub fn cool(&mut self, most: usize) -> Vec<Range<u32>> {
+        let mut last = std::mem::take(&mut self.warm).into_sorted_vec();
+        self.warm.extend(last.drain(most.min(last.len())..));
+        runs(last.into_iter().map(|Reverse(n)| n).collect())
     }
 
     /// These are holes now.
@@ -131,7 +143,7 @@ mod tests {
         chunks.give_back([all.remove(9), all.remove(8), all.remove(5), all.remove(4), all.remove(1)]);
         assert!(chunks.is_untidy());
         assert_eq!((chunks.shrink(), chunks.shrink()), (Some(8), None));
-        assert_eq!(chunks.cool(), [1..2, 4..6]);
+        assert_eq!(chunks.cool(usize::MAX), [1..2, 4..6]);
         chunks.free_cold(4..6);
         chunks.free_warm(1..2);
         assert!(chunks.is_untidy(), "one could not be made a hole of");
@@ -139,6 +151,22 @@ mod tests {
         chunks.give_back(all);
         chunks.give_back([1, 4, 5, 8].map(Chunk));
         assert_eq!((chunks.shrink(), chunks.is_untidy(), numbers(&mut chunks, 1)), (Some(0), false, vec![0]));
+    }
+
+    #[test]
+    fn of_those_that_nobody_needed_for_a_while_the_last_become_holes() {
+        let mut chunks = Chunks::default();
+        let mut all: Vec<Chunk> = std::iter::repeat_with(|| chunks.take().unwrap()).take(10).collect();
+        let last = all.pop().unwrap();
+        chunks.give_back(all);
+        assert_eq!(chunks.unneeded(), 0, "all were needed");
+        let needed = [(); 4].map(|()| chunks.take().unwrap());
+        chunks.give_back(needed);
+        assert_eq!(chunks.unneeded(), 5);
+        assert_eq!(chunks.cool(5).as_slice(), std::slice::from_ref(&(4..9)));
+        chunks.free_cold(4..9);
+        assert_eq!((chunks.unneeded(), numbers(&mut chunks, 5)), (4, vec![0, 1, 2, 3, 4]));
+        assert_eq!((chunks.cool(3), chunks.unneeded(), last), (Vec::new(), 0, Chunk(9)));
     }
 
     #[test]

@@ -53,6 +53,26 @@ fn every_thread_is_confined_and_it_says_so() {
 }
 
 #[test]
+fn the_threads_of_the_disk_stand_back() {
+    let recorder = Recorder::start();
+    let palisade = Setup::before(recorder.address()).with(REQUIRED).start();
+    let nice = |task: &Path| -> i32 {
+        let stat = fs::read_to_string(task.join("stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+    };
+    let process = Path::new("/proc").join(palisade.process().pid().to_string());
+    eventually("both have made room for the others", || {
+        let tasks = fs::read_dir(process.join("task")).unwrap().map(|task| task.unwrap().path());
+        let disks: Vec<i32> = tasks
+            .filter(|task| fs::read_to_string(task.join("comm")).unwrap().starts_with("palisade-disk-"))
+            .map(|task| nice(&task))
+            .collect();
+        (disks == [(nice(&process) + 19).min(19); 2]).then_some(())
+    });
+}
+
+#[test]
 fn certificates_behind_links_are_reloaded_and_logs_reopened() {
     let recorder = Recorder::start();
     let setup = Setup::before(recorder.address()).tls().with(REQUIRED);

@@ -94,6 +94,8 @@ impl Disk {
         let file = Arc::new(file);
         let disk = Arc::new(Disk { file: Arc::clone(&file), jobs });
         std::thread::Builder::new().name(format!("palisade-disk-{n}")).spawn(move || {
+            // Where the kernel does not allow it, the disk competes with the requests.
+            rustix::process::nice(LEFT_OVER).unwrap_or_default();
             let (mut chunks, mut tidied) = (Chunks::default(), Instant::now());
             loop {
                 let job = match chunks.is_untidy() {
@@ -323,6 +325,9 @@ fn named_then_unlinked(dir: &Path) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
+/// Steps by which a thread of a disk is behind all others of the process where the processor is short: what slow clients have not
+/// taken is put away in the time that requests leave.
+const LEFT_OVER: i32 = 19;
 /// The disk gets back what is free when a thread has had nothing to do for so long ...
 const IDLE: Duration = Duration::from_secs(5);
 /// ... and, where that never is, what nobody has needed for this time.

@@ -40,6 +40,9 @@ const CHOICES: &[(i64, u8, &[u64])] = &[
     // Names of threads and of memory.
     (libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, libc::PR_SET_VMA as u64]),
     (libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::TCGETS, libc::TIOCGWINSZ]),
+    // How much a thread stands back.
+    (libc::SYS_getpriority, 0, &[libc::PRIO_PROCESS as u64]),
+    (libc::SYS_setpriority, 0, &[libc::PRIO_PROCESS as u64]),
     // Read, not set.
     (libc::SYS_prlimit64, 2, &[0]),
 ];

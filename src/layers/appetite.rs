@@ -1,5 +1,5 @@
-//! How much of a long answer is read from Puma at once: little at first, twice as much as the client has taken so far, and much once
-//! that is more than a socket's buffers hold.
+//! How much of a long answer is read from Puma at once: little at first, four times as much as the client has taken so far, and much
+//! once that is more than a socket's buffers hold.
 //!
 //! Threats: slowloris by slow reading, and exhaustion. Large pieces cost fewer system calls, and a client that then stands still
 //! holds one; so the first of a stranger is small, and the largest are for [`ANSWERS`] at a time. Part of the
@@ -35,7 +35,7 @@ impl Appetite {
         if self.taken >= BUFFERED && self.most > LARGEST_PIECE && self.large.is_none() {
             self.large = Arc::clone(large).try_acquire_owned().ok();
         }
-        if self.large.is_some() { self.most } else { self.taken.saturating_mul(2).clamp(FIRST_PIECE, LARGEST_PIECE) }
+        if self.large.is_some() { self.most } else { self.taken.saturating_mul(4).clamp(FIRST_PIECE, LARGEST_PIECE) }
     }
 
     /// The client stands still.
@@ -64,10 +64,10 @@ mod tests {
     }
 
     #[test]
-    fn pieces_double_and_then_are_large_and_start_again_small() {
+    fn pieces_grow_and_then_are_large_and_start_again_small() {
         let (large, mut appetite) = (Arc::new(Semaphore::new(1)), Appetite::new(MOST));
         let pieces: Vec<usize> = (0..7).map(|_| ask(&mut appetite, &large) / KIB).collect();
-        assert_eq!(pieces, [16, 32, 64, 64, 64, 256, 256]);
+        assert_eq!(pieces, [16, 64, 64, 64, 64, 256, 256]);
         assert_eq!(large.available_permits(), 0);
         appetite.start_again();
         assert_eq!((appetite.piece(&large), large.available_permits()), (FIRST_PIECE, 1));

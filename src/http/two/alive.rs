@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::Relaxed, task::Context};
 
 use h2::{Ping, PingPong};
 
-use super::watch::Load;
+use super::watch::{Load, MOST_QUEUED, SLOWEST};
 
 /// The PINGs of one connection.
 #[derive(Debug)]
@@ -51,9 +51,6 @@ fn echo(unheard: u64) -> u64 {
 
 const SILENCE: u64 = 20_000;
 const ECHO: u64 = 10_000;
-/// Bytes of a socket's send buffer, and how many of them a slow client takes in a millisecond.
-const MOST_QUEUED: u64 = 512 * 1024;
-const SLOWEST: u64 = 2;
 
 #[cfg(test)]
 mod tests {

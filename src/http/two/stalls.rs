@@ -77,6 +77,17 @@ impl Stalls {
     }
 }
 
+impl Stall {
+    /// Waits on.
+    pub fn wait_until(&mut self, end: u64) {
+        self.end = end;
+        if let Some((known, _)) = self.stalls.waiting().get_mut(self.key) {
+            *known = end;
+        }
+        self.stalls.next.fetch_min(end, Relaxed);
+    }
+}
+
 impl Drop for Stall {
     fn drop(&mut self) {
         let mut waiting = self.stalls.waiting();
@@ -115,7 +126,7 @@ mod tests {
         let stalls = Stalls::new();
         assert_eq!(stalls.look(5), u64::MAX);
         let one = stalls.wait(10, 100, &Waker::from(Arc::clone(&first)));
-        let two = stalls.wait(20, 100, &Waker::from(Arc::clone(&second)));
+        let mut two = stalls.wait(20, 100, &Waker::from(Arc::clone(&second)));
         assert_eq!((one.end, two.end, stalls.count()), (110, 220, 2), "the second waits for two");
         assert_eq!(stalls.look(109), 110);
         assert_eq!(stalls.look(110), 220);
@@ -123,6 +134,9 @@ mod tests {
         drop(one);
         assert_eq!(stalls.look(230), u64::MAX);
         assert_eq!((first.0.load(SeqCst), second.0.load(SeqCst)), (1, 1));
+        two.wait_until(300);
+        assert_eq!((stalls.look(231), stalls.look(300)), (300, u64::MAX));
+        assert_eq!(second.0.load(SeqCst), 2, "it has waited on");
         drop(two);
         assert_eq!(stalls.count(), 0);
     }

@@ -219,6 +219,7 @@ impl Answer<'_> {
             }
             let piece = self.rest.split_to(self.rest.len().min(room).min(PIECE));
             self.load.make_room(piece.len() as u64);
+            self.load.hand_over(piece.len() as u64, self.clock.lately());
             let is_last = self.rest.is_empty() && body.is_end_stream();
             if self.send.send_data(piece, is_last).is_err() {
                 return Poll::Ready(None);
@@ -243,8 +244,12 @@ impl Answer<'_> {
         let now = self.clock.now();
         let stall = self.stall.get_or_insert_with(|| self.load.stalls.wait(now, self.patience, cx.waker()));
         if now >= stall.end {
-            self.send.send_reset(Reason::CANCEL);
-            return Poll::Ready(Some(End::SlowRead));
+            let busy = self.load.busy_until();
+            if now >= busy {
+                self.send.send_reset(Reason::CANCEL);
+                return Poll::Ready(Some(End::SlowRead));
+            }
+            stall.wait_until(busy.min(now.saturating_add(self.patience)));
         }
         body.poll_absorb(cx, &mut self.rest);
         Poll::Pending

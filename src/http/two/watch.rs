@@ -4,7 +4,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use super::stalls::Stalls;
@@ -34,6 +34,10 @@ pub struct Load {
     pub heard: AtomicU64,
     /// Bytes that were sent since its last bytes came.
     pub unheard: AtomicU64,
+    /// When a slow client has taken all that h2 was given for it.
+    owed: AtomicU64,
+    /// Bytes wait for the socket.
+    is_blocked: AtomicBool,
     /// Streams that were reset since the last pause, less what answers have made good.
     haste: AtomicU32,
     /// Until when nothing is read.
@@ -57,6 +61,8 @@ impl Load {
             resets: AtomicU32::new(0),
             heard: AtomicU64::new(0),
             unheard: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
             haste: AtomicU32::new(0),
             pause: AtomicU64::new(u64::MAX),
         })
@@ -80,6 +86,19 @@ impl Load {
     pub fn run_ahead(&self, left: u64, moved: u64) {
         self.ahead.fetch_add(left, Relaxed);
         self.moved.fetch_add(moved, Relaxed);
+    }
+
+    /// h2 was given so many bytes at `now`. A client may be at them for longer than we see: they wait in h2, in the kernel and on
+    /// the way.
+    pub fn hand_over(&self, bytes: u64, now: u64) {
+        let begins = self.owed.load(Relaxed).max(now);
+        let latest = now.saturating_add(MOST_OWED);
+        self.owed.store(begins.saturating_add(bytes / SLOWEST).min(latest), Relaxed);
+    }
+
+    /// Until when an answer without room may only be behind others that the socket is at.
+    pub fn busy_until(&self) -> u64 {
+        if self.is_blocked.load(Relaxed) { self.owed.load(Relaxed) } else { 0 }
     }
 
     /// The client has reset a stream.
@@ -170,6 +189,7 @@ impl<S> Watch<S> {
     /// in its connection.
     pub fn look(&mut self, now: u64, is_blocked: bool) -> Verdict {
         let timeouts = &self.site.timeouts;
+        self.load.is_blocked.store(is_blocked, Relaxed);
         let is_idle = self.load.streams.load(Relaxed) == 0 && !is_blocked;
         self.idle = if is_idle { self.idle.or(Some(now)) } else { None };
         let silent = self.idle.map(|since| since.saturating_add(timeouts.idle.as_millis()));
@@ -194,12 +214,23 @@ impl<S> Watch<S> {
             (Some(leaving), Some(_)) => Some(leaving.saturating_add(patience.min(LEAVE))),
             (None, _) | (_, None) => None,
         };
+        let gone = gone.map(|end| end.max(self.owed()));
         let end = [slow, gone].into_iter().flatten().min();
         if end.is_some_and(|end| now >= end) {
             return Verdict::End;
         }
         let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
         Verdict::Until(end.unwrap_or(u64::MAX).min(leave).min(self.load.stalls.look(now)))
+    }
+
+    /// Until when the client may still be taking what the kernel has for it: the answer to the PING that comes with GOAWAY ends it.
+    fn owed(&self) -> u64 {
+        match self.leaving {
+            Some(leaving) if !self.site.overload.ends_connections() => {
+                self.load.owed.load(Relaxed).min(leaving.saturating_add(MOST_QUEUED / SLOWEST))
+            }
+            Some(_) | None => 0,
+        }
     }
 
     /// The moment at which the client takes its answers too slowly, while any of them waits for it.
@@ -228,6 +259,11 @@ impl<S> Watch<S> {
     }
 }
 
+/// Bytes of a socket's send buffer, and how many of them a slow client takes in a millisecond.
+pub const MOST_QUEUED: u64 = 512 * 1024;
+pub const SLOWEST: u64 = 2;
+/// Milliseconds that a slow client may be given for what was handed over.
+const MOST_OWED: u64 = 600_000;
 /// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
 const LEAVE: u64 = 5000;
 /// Streams that a client may reset before it is not read for a moment, and that moment in milliseconds.
@@ -237,6 +273,20 @@ const PAUSE: u64 = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_handed_over_takes_a_slow_client_so_long_and_no_longer_than_a_bound() {
+        let load = Load::new();
+        let owed = |bytes, now| {
+            load.hand_over(bytes, now);
+            load.owed.load(Relaxed)
+        };
+        assert_eq!([owed(1000, 5000), owed(1000, 5100), owed(10, 9000)], [5500, 6000, 9005]);
+        assert_eq!(owed(u64::MAX, 10_000), 610_000);
+        assert_eq!(load.busy_until(), 0, "nothing waits for the socket");
+        load.is_blocked.store(true, Relaxed);
+        assert_eq!(load.busy_until(), 610_000);
+    }
 
     #[test]
     fn what_left_before_h2_took_more_for_it_counts_once() {

@@ -4,9 +4,9 @@
 Each case has a network namespace of its own, with a link of so many kbit/s (tc's tbf, MTU 1500), between the client and the proxy;
 the origin is on a Unix socket. Without HTTP/2 one answer, by curl; with it several at once on one connection, by h2load.
 
-    benches/links.py [PALISADE] [--peer nginx] [--seconds 200]
+    benches/links.py [PALISADE] [--peer nginx] [--seconds 300]
 
-Fails where Palisade does not deliver an answer. Needs root, for the namespaces; takes two to three minutes, as all cases run at once.
+Fails where Palisade does not deliver an answer. Needs root, for the namespaces; takes three to four minutes, as all cases run at once.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("palisade", nargs="?")
     arguments.add_argument("--peer", default="palisade")
-    arguments.add_argument("--seconds", type=int, default=200)
+    arguments.add_argument("--seconds", type=int, default=300)
     arguments.add_argument("--case", type=int, help="one of them, on the link that is here")
     given = arguments.parse_args()
     if given.case is not None:

@@ -1,5 +1,5 @@
-//! How much of a long answer is read from Puma at once: little at first, four times as much as the client has taken so far, and much
-//! once that is more than a socket's buffers hold.
+//! How much of a long answer is read from Puma at once: little at first, eight times as much as the client has taken so far, and
+//! much once that is more than a socket's buffers hold.
 //!
 //! Threats: slowloris by slow reading, and exhaustion. Large pieces cost fewer system calls, and a client that then stands still
 //! holds one; so the first of a stranger is small, and the largest are for [`ANSWERS`] at a time. Part of the
@@ -35,7 +35,7 @@ impl Appetite {
         if self.taken >= BUFFERED && self.most > LARGEST_PIECE && self.large.is_none() {
             self.large = Arc::clone(large).try_acquire_owned().ok();
         }
-        if self.large.is_some() { self.most } else { self.taken.saturating_mul(4).clamp(FIRST_PIECE, LARGEST_PIECE) }
+        if self.large.is_some() { self.most } else { self.taken.saturating_mul(8).clamp(FIRST_PIECE, LARGEST_PIECE) }
     }
 
     /// The client stands still.

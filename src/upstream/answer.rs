@@ -116,9 +116,11 @@ impl Answer {
 }
 
 impl Framing {
-    /// How much of the body is read at first. What fits into one piece comes in one.
-    pub(super) fn first(&self) -> usize {
+    /// How much of the body is read at first, of which so much came with the head. What fits into one piece comes in one, and of
+    /// what is longer the client may begin with what is here.
+    pub(super) fn first(&self, came: usize) -> usize {
         match self {
+            Framing::Length(left) if *left > LARGEST_PIECE as u64 && came >= WORTH_A_PIECE => came,
             Framing::Length(left) if *left > LARGEST_PIECE as u64 => FIRST_PIECE,
             Framing::Length(_) | Framing::Chunked(_) | Framing::UntilClose => LARGEST_PIECE,
         }
@@ -341,3 +343,5 @@ thread_local! {
 const SCRATCH_SIZE: usize = 32 * 1024;
 /// Large enough for nearly every head, with the body of most answers that are no pages.
 const WITH_HEAD: usize = 8 * 1024;
+/// Bytes behind a head for which a write of their own pays.
+const WORTH_A_PIECE: usize = 4 * 1024;

@@ -341,8 +341,8 @@ fn answer(
     let framing = Framing::from(head.framing);
     let body = Streaming {
         turn,
+        at_once: framing.first(rest.len()),
         buffer: rest,
-        at_once: framing.first(),
         framing,
         watch: Watch::new(&puma.sweep, now, patience),
         read: now,

@@ -30,13 +30,13 @@ impl Alive {
         let due = heard.saturating_add(SILENCE);
         if let Some((asked, end)) = self.asked {
             // Any sign of life counts, but a new PING has to wait for the echo of the old one.
-            let end = end.max(if heard > asked { due.saturating_add(ECHO) } else { 0 });
+            let end = end.max(if heard > asked { due.max(load.arrives(heard)).saturating_add(ECHO) } else { 0 });
             return (now < end).then_some(end);
         }
         if now < due {
             return Some(due);
         }
-        let end = now.saturating_add(echo(load.unheard.load(Relaxed)));
+        let end = now.saturating_add(echo(load.unheard.load(Relaxed))).max(load.arrives(now).saturating_add(ECHO));
         if pings.send_ping(Ping::opaque()).is_ok() {
             self.asked = Some((now, end));
         }

@@ -96,6 +96,11 @@ impl Load {
         self.owed.store(begins.saturating_add(bytes / SLOWEST).min(latest), Relaxed);
     }
 
+    /// When a slow client has what was in front of a frame at `moment`: the buffers of h2 and of the kernel are bounded.
+    pub fn arrives(&self, moment: u64) -> u64 {
+        self.owed.load(Relaxed).min(moment.saturating_add(BUFFERED / SLOWEST))
+    }
+
     /// Until when an answer without room may only be behind others that the socket is at.
     pub fn busy_until(&self) -> u64 {
         if self.is_blocked.load(Relaxed) { self.owed.load(Relaxed) } else { 0 }
@@ -262,6 +267,8 @@ impl<S> Watch<S> {
 /// Bytes of a socket's send buffer, and how many of them a slow client takes in a millisecond.
 pub const MOST_QUEUED: u64 = 512 * 1024;
 pub const SLOWEST: u64 = 2;
+/// Bytes in front of a frame, whatever was heard of the client since they were sent.
+const BUFFERED: u64 = 256 * 1024;
 /// Milliseconds that a slow client may be given for what was handed over.
 const MOST_OWED: u64 = 600_000;
 /// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
@@ -286,6 +293,7 @@ mod tests {
         assert_eq!(load.busy_until(), 0, "nothing waits for the socket");
         load.is_blocked.store(true, Relaxed);
         assert_eq!(load.busy_until(), 610_000);
+        assert_eq!([load.arrives(10_000), load.arrives(600_000)], [10_000 + 131_072, 610_000]);
     }
 
     #[test]

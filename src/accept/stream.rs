@@ -153,13 +153,25 @@ impl Transport {
     }
 }
 
-/// One attempt to write, without waiting: how much the kernel took.
+/// One attempt to write, without waiting: how much the kernel took. What joins a packet that is there already it takes beyond its
+/// bound, up to 64 KiB, and then nothing for as long as a slow client is at that: so each piece ends its packet.
 pub(super) fn offer(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-        Err(Errno::WOULDBLOCK) => Ok(0),
-        sent => Ok(sent?),
+    let mut taken = 0usize;
+    for piece in bytes.chunks(PACKET) {
+        let n = match send(&socket, piece, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::EOR) {
+            Err(Errno::WOULDBLOCK) => 0,
+            sent => sent?,
+        };
+        taken = taken.saturating_add(n);
+        if n < piece.len() {
+            break;
+        }
     }
+    Ok(taken)
 }
+
+/// Bytes that are offered at once.
+const PACKET: usize = 4 * 1024;
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -222,6 +234,19 @@ mod tests {
     #[test]
     fn a_stream_is_small() {
         assert!(size_of::<Stream>() <= 56, "{}", size_of::<Stream>());
+    }
+
+    #[tokio::test]
+    async fn as_much_is_offered_as_there_is_room_for_and_it_arrives_in_order() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let bytes: Vec<u8> = (0..1_000_000u32).map(|n| (n / 7) as u8).collect();
+        let taken = offer(&far, &bytes).unwrap();
+        assert!(taken > 2 * PACKET && taken < bytes.len() && offer(&far, &bytes).unwrap() == 0, "{taken}");
+        drop(far);
+        let mut came = Vec::new();
+        near.read_to_end(&mut came).await.unwrap();
+        assert!(came == bytes[..taken]);
+        assert_eq!(offer(&near, b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[tokio::test]

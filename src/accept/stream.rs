@@ -170,8 +170,8 @@ pub(super) fn offer(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(taken)
 }
 
-/// Bytes that are offered at once.
-const PACKET: usize = 4 * 1024;
+/// Bytes that are offered at once: more than a short record of TLS has.
+const PACKET: usize = 8 * 1024;
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

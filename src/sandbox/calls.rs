@@ -24,6 +24,11 @@ pub(super) fn filter() -> Result<BpfProgram, BackendError> {
         rules.insert(*call, vec![one(*argument, Is::MaskedEq(*mask), *value)?]);
     }
     rules.insert(libc::SYS_tgkill, vec![one(0, Is::Eq, u64::from(std::process::id()))?]);
+    // How much a thread stands back: its own affair.
+    for call in [libc::SYS_getpriority, libc::SYS_setpriority] {
+        let of = |argument, value| Condition::new(argument, Width::Dword, Is::Eq, value);
+        rules.insert(call, vec![Rule::new(vec![of(0, libc::PRIO_PROCESS.into())?, of(1, 0)?])?]);
+    }
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     SeccompFilter::new(rules, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()), SeccompAction::Allow, arch)?.try_into()
 }
@@ -40,9 +45,6 @@ const CHOICES: &[(i64, u8, &[u64])] = &[
     // Names of threads and of memory.
     (libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, libc::PR_SET_VMA as u64]),
     (libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::TCGETS, libc::TIOCGWINSZ]),
-    // How much a thread stands back.
-    (libc::SYS_getpriority, 0, &[libc::PRIO_PROCESS as u64]),
-    (libc::SYS_setpriority, 0, &[libc::PRIO_PROCESS as u64]),
     // Read, not set.
     (libc::SYS_prlimit64, 2, &[0]),
 ];

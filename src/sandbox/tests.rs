@@ -74,6 +74,8 @@ fn child_that_tries_everything() {
         assert!(rustix::net::socket(AddressFamily::NETLINK, rustix::net::SocketType::RAW, None).is_err(), "a netlink socket");
         let parent = Pid::from_raw(1).unwrap();
         assert!(rustix::process::test_kill_process(parent).is_err(), "a signal to another process");
+        assert!(rustix::process::setpriority_process(Some(rustix::process::getpid()), 19).is_err(), "the priority of another thread");
+        assert!(rustix::process::nice(1).is_ok(), "one's own");
         assert!(
             rustix::process::setrlimit(rustix::process::Resource::Core, rustix::process::Rlimit { current: None, maximum: None }).is_err()
         );

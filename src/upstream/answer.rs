@@ -120,8 +120,10 @@ impl Framing {
     /// what is longer the client may begin with what is here.
     pub(super) fn first(&self, came: usize) -> usize {
         match self {
-            Framing::Length(left) if *left > LARGEST_PIECE as u64 && came >= WORTH_A_PIECE => came,
-            Framing::Length(left) if *left > LARGEST_PIECE as u64 => FIRST_PIECE,
+            Framing::Length(left) if *left > LARGEST_PIECE as u64 => match came {
+                ..WORTH_A_PIECE => FIRST_PIECE,
+                _ => came,
+            },
             Framing::Length(_) | Framing::Chunked(_) | Framing::UntilClose => LARGEST_PIECE,
         }
     }

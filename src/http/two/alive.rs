@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::Relaxed, task::Context};
 
 use h2::{Ping, PingPong};
 
-use super::watch::{Load, MOST_QUEUED, SLOWEST};
+use super::watch::Load;
 
 /// The PINGs of one connection.
 #[derive(Debug)]
@@ -30,13 +30,14 @@ impl Alive {
         let due = heard.saturating_add(SILENCE);
         if let Some((asked, end)) = self.asked {
             // Any sign of life counts, but a new PING has to wait for the echo of the old one.
-            let end = end.max(if heard > asked { due.max(load.arrives(heard)).saturating_add(ECHO) } else { 0 });
+            let end = end.max(if heard > asked { due.max(load.owed()).saturating_add(ECHO) } else { 0 });
             return (now < end).then_some(end);
         }
         if now < due {
             return Some(due);
         }
-        let end = now.saturating_add(echo(load.unheard.load(Relaxed))).max(load.arrives(now).saturating_add(ECHO));
+        // It stands behind all that was written.
+        let end = now.max(load.owed()).saturating_add(ECHO);
         if pings.send_ping(Ping::opaque()).is_ok() {
             self.asked = Some((now, end));
         }
@@ -44,20 +45,5 @@ impl Alive {
     }
 }
 
-/// How long an echo may take: the PING stands behind what the kernel still has to send.
-fn echo(unheard: u64) -> u64 {
-    unheard.min(MOST_QUEUED).checked_div(SLOWEST).unwrap_or(0).saturating_add(ECHO)
-}
-
 const SILENCE: u64 = 20_000;
 const ECHO: u64 = 10_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_was_sent_much_has_longer_for_the_echo_up_to_a_bound() {
-        assert_eq!([0, 100_000, u64::MAX].map(echo), [10_000, 60_000, 10_000 + 262_144]);
-    }
-}

@@ -219,7 +219,6 @@ impl Answer<'_> {
             }
             let piece = self.rest.split_to(self.rest.len().min(room).min(PIECE));
             self.load.make_room(piece.len() as u64);
-            self.load.hand_over(piece.len() as u64, self.clock.lately());
             let is_last = self.rest.is_empty() && body.is_end_stream();
             if self.send.send_data(piece, is_last).is_err() {
                 return Poll::Ready(None);

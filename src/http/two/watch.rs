@@ -32,9 +32,7 @@ pub struct Load {
     pub resets: AtomicU32,
     /// When the client was last heard of, in milliseconds: its bytes came, or it took some.
     pub heard: AtomicU64,
-    /// Bytes that were sent since its last bytes came.
-    pub unheard: AtomicU64,
-    /// When a slow client has taken all that h2 was given for it.
+    /// When a slow client has taken all that was written to it.
     owed: AtomicU64,
     /// Bytes wait for the socket.
     is_blocked: AtomicBool,
@@ -60,7 +58,6 @@ impl Load {
             seen: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             heard: AtomicU64::new(0),
-            unheard: AtomicU64::new(0),
             owed: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
             haste: AtomicU32::new(0),
@@ -88,22 +85,21 @@ impl Load {
         self.moved.fetch_add(moved, Relaxed);
     }
 
-    /// h2 was given so many bytes at `now`. A client may be at them for longer than we see: they wait in h2, in the kernel and on
-    /// the way.
-    pub fn hand_over(&self, bytes: u64, now: u64) {
-        let begins = self.owed.load(Relaxed).max(now);
-        let latest = now.saturating_add(MOST_OWED);
-        self.owed.store(begins.saturating_add(bytes / SLOWEST).min(latest), Relaxed);
+    /// So many bytes were written at `now`. A client may be at them for longer than we see: they wait for the socket, in the kernel and
+    /// on the way.
+    pub fn write(&self, bytes: u64, now: u64) {
+        let end = self.owed().max(now).saturating_add(bytes / SLOWEST);
+        self.owed.store(end.min(now.saturating_add(MOST_QUEUED / SLOWEST)), Relaxed);
     }
 
-    /// When a slow client has what was in front of a frame at `moment`: the buffers of h2 and of the kernel are bounded.
-    pub fn arrives(&self, moment: u64) -> u64 {
-        self.owed.load(Relaxed).min(moment.saturating_add(BUFFERED / SLOWEST))
+    /// When a slow client has taken all that was written to it.
+    pub fn owed(&self) -> u64 {
+        self.owed.load(Relaxed)
     }
 
     /// Until when an answer without room may only be behind others that the socket is at.
     pub fn busy_until(&self) -> u64 {
-        if self.is_blocked.load(Relaxed) { self.owed.load(Relaxed) } else { 0 }
+        if self.is_blocked.load(Relaxed) { self.owed() } else { 0 }
     }
 
     /// The client has reset a stream.
@@ -219,23 +215,14 @@ impl<S> Watch<S> {
             (Some(leaving), Some(_)) => Some(leaving.saturating_add(patience.min(LEAVE))),
             (None, _) | (_, None) => None,
         };
-        let gone = gone.map(|end| end.max(self.owed()));
+        // The echo of the PING that comes with GOAWAY ends it before that.
+        let gone = gone.map(|end| if self.site.overload.ends_connections() { end } else { end.max(self.load.owed()) });
         let end = [slow, gone].into_iter().flatten().min();
         if end.is_some_and(|end| now >= end) {
             return Verdict::End;
         }
         let leave = if self.leaving.is_some() { u64::MAX } else { silent.unwrap_or(u64::MAX).min(old) };
         Verdict::Until(end.unwrap_or(u64::MAX).min(leave).min(self.load.stalls.look(now)))
-    }
-
-    /// Until when the client may still be taking what the kernel has for it: the answer to the PING that comes with GOAWAY ends it.
-    fn owed(&self) -> u64 {
-        match self.leaving {
-            Some(leaving) if !self.site.overload.ends_connections() => {
-                self.load.owed.load(Relaxed).min(leaving.saturating_add(MOST_QUEUED / SLOWEST))
-            }
-            Some(_) | None => 0,
-        }
     }
 
     /// The moment at which the client takes its answers too slowly, while any of them waits for it.
@@ -264,13 +251,9 @@ impl<S> Watch<S> {
     }
 }
 
-/// Bytes of a socket's send buffer, and how many of them a slow client takes in a millisecond.
-pub const MOST_QUEUED: u64 = 512 * 1024;
-pub const SLOWEST: u64 = 2;
-/// Bytes in front of a frame, whatever was heard of the client since they were sent.
-const BUFFERED: u64 = 256 * 1024;
-/// Milliseconds that a slow client may be given for what was handed over.
-const MOST_OWED: u64 = 600_000;
+/// Bytes that wait for the socket and in its buffer at most, and how many of them a slow client takes in a millisecond.
+const MOST_QUEUED: u64 = 256 * 1024;
+const SLOWEST: u64 = 2;
 /// Milliseconds for which a connection that had nothing under way when it was told to leave is still there.
 const LEAVE: u64 = 5000;
 /// Streams that a client may reset before it is not read for a moment, and that moment in milliseconds.
@@ -282,18 +265,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_handed_over_takes_a_slow_client_so_long_and_no_longer_than_a_bound() {
+    fn what_was_written_takes_a_slow_client_so_long_and_no_longer_than_a_bound() {
         let load = Load::new();
         let owed = |bytes, now| {
-            load.hand_over(bytes, now);
-            load.owed.load(Relaxed)
+            load.write(bytes, now);
+            load.owed()
         };
         assert_eq!([owed(1000, 5000), owed(1000, 5100), owed(10, 9000)], [5500, 6000, 9005]);
-        assert_eq!(owed(u64::MAX, 10_000), 610_000);
+        assert_eq!(owed(u64::MAX, 10_000), 10_000 + 131_072);
         assert_eq!(load.busy_until(), 0, "nothing waits for the socket");
         load.is_blocked.store(true, Relaxed);
-        assert_eq!(load.busy_until(), 610_000);
-        assert_eq!([load.arrives(10_000), load.arrives(600_000)], [10_000 + 131_072, 610_000]);
+        assert_eq!(load.busy_until(), load.owed());
     }
 
     #[test]

@@ -161,7 +161,6 @@ impl Line {
         self.out.advance(n.min(self.out.len()));
         self.is_unflushed = true;
         self.sent = self.sent.saturating_add(n as u64);
-        self.load.unheard.fetch_add(n as u64, Relaxed);
         self.beat.advance(n as u64);
     }
 
@@ -220,7 +219,6 @@ impl AsyncRead for Wire {
         let fresh = into.filled().get(before..).unwrap_or_default();
         let now = line.clock.now();
         line.load.heard.store(now, Relaxed);
-        line.load.unheard.store(0, Relaxed);
         line.beat.advance(fresh.len() as u64);
         let (answered, sent) = (line.load.answered.swap(0, Relaxed), line.sent);
         line.sent = sent % UPDATE_EVERY;
@@ -247,7 +245,9 @@ impl AsyncWrite for Wire {
         for slice in slices {
             line.out.extend_from_slice(slice);
         }
-        Poll::Ready(Ok(line.out.len().saturating_sub(before)))
+        let taken = line.out.len().saturating_sub(before);
+        line.load.write(taken as u64, line.clock.lately());
+        Poll::Ready(Ok(taken))
     }
 
     fn is_write_vectored(&self) -> bool {

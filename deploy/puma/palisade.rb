@@ -30,6 +30,17 @@
 # TTIN adds a worker without a socket. Change the number of workers by a restart instead.
 
 require "puma/plugin"
+require "puma/server"
+
+# On Ruby 3.3 a server that is told to stop can wait for ever in closing the pipe by which it was told, if the thread that a signal
+# interrupts has written to it (puma/puma#3677): the process is then killed after 30 s or more. A thread of its own writes here.
+unless defined?(::PALISADE_ORDER)
+  ::PALISADE_ORDER = Module.new do
+    define_method(:notify_safely) { |message| Thread.new { super(message) }.join }
+    private :notify_safely
+  end
+  Puma::Server.prepend(::PALISADE_ORDER)
+end
 
 palisade_folder = ENV.fetch("PALISADE_SOCKETS", "/run/palisade")
 palisade_umask = ENV.fetch("PALISADE_SOCKET_UMASK", "0077")

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::{
     accept::client::{Client, Scheme},
     guard::rule::Rule,
+    log::Said,
 };
 
 /// Extension of every request, set by the front that received it.
@@ -78,6 +79,7 @@ pub struct Notes {
     pub started: Instant,
     /// The same moment by the calendar.
     pub at: SystemTime,
+    said: OnceLock<Said>,
     id: OnceLock<HeaderValue>,
     complete: AtomicU64,
     admitted: AtomicU64,
@@ -111,9 +113,24 @@ pub enum Moment {
 impl Notes {
     /// Notes of a request whose first byte came at `started`.
     pub fn new(started: Instant) -> Self {
+        Notes::blank(started, SystemTime::now())
+    }
+
+    /// Forgets the request.
+    pub fn clear(&mut self) {
+        *self = Notes::blank(self.started, self.at);
+    }
+
+    /// Makes blank notes those of a request whose first byte came at `started`.
+    pub fn begin(&mut self, started: Instant) {
+        (self.started, self.at) = (started, SystemTime::now());
+    }
+
+    fn blank(started: Instant, at: SystemTime) -> Self {
         Notes {
             started,
-            at: SystemTime::now(),
+            at,
+            said: OnceLock::new(),
             id: OnceLock::new(),
             complete: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
@@ -130,6 +147,16 @@ impl Notes {
             hinted: AtomicBool::new(false),
             hints: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Notes what the client said (`record` does, once).
+    pub fn say(&self, said: Said) {
+        self.said.get_or_init(|| said);
+    }
+
+    /// What the client said, once the request is recorded.
+    pub fn said(&self) -> Option<&Said> {
+        self.said.get()
     }
 
     /// Notes that a moment is now.

@@ -1,11 +1,17 @@
-//! What a request leaves to the next one on its thread: maps and small buffers, whose memory is then used again.
+//! What a request leaves to the next one on its thread: maps, notes and small buffers, whose memory is then used again.
 //!
 //! Threat: exhaustion. Only so many are kept, and none that is large.
 
-use std::{cell::RefCell, collections::VecDeque};
+use std::{cell::RefCell, collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{Extensions, HeaderMap};
+
+use crate::{
+    accept::client::Client,
+    guard::answer::AnswerHead,
+    http::arrival::{Arrival, Names, Notes},
+};
 
 /// An empty map of fields.
 pub fn fields() -> HeaderMap {
@@ -22,17 +28,61 @@ pub fn give_fields(mut fields: HeaderMap) {
     });
 }
 
-/// An empty map of extensions.
-pub fn extensions() -> Extensions {
-    EXTENSIONS.with_borrow_mut(Vec::pop).unwrap_or_default()
+/// A map of extensions with this one in it.
+pub fn extensions(arrival: Arrival) -> Extensions {
+    let mut extensions = EXTENSIONS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    match extensions.get_mut() {
+        Some(place) => *place = arrival,
+        None => drop(extensions.insert(arrival)),
+    }
+    extensions
 }
 
-/// Takes back a map of extensions that is no longer needed. What is in it ends here.
+/// Takes back a map of extensions that is no longer needed. What is in it ends here; the place of an arrival stays, with nobody in it.
 pub fn give_extensions(mut extensions: Extensions) {
-    extensions.clear();
+    let is_alone = extensions.len() == 1;
+    match extensions.get_mut::<Arrival>().filter(|_| is_alone) {
+        Some(place) => NOBODY.with(|nobody| place.clone_from(nobody)),
+        None => extensions.clear(),
+    }
     EXTENSIONS.with_borrow_mut(|spare| {
         if spare.len() < SPARES {
             spare.push(extensions);
+        }
+    });
+}
+
+/// Notes of a request whose first byte came at `started`.
+pub fn notes(started: Instant) -> Arc<Notes> {
+    let Some(mut notes) = NOTES.with_borrow_mut(Vec::pop) else { return Arc::new(Notes::new(started)) };
+    match Arc::get_mut(&mut notes) {
+        Some(blank) => blank.begin(started),
+        None => return Arc::new(Notes::new(started)),
+    }
+    notes
+}
+
+/// Takes back the notes of a request that is over, unless somebody still reads them.
+pub fn give_notes(mut notes: Arc<Notes>) {
+    let Some(last) = Arc::get_mut(&mut notes) else { return };
+    last.clear();
+    NOTES.with_borrow_mut(|spare| {
+        if spare.len() < SPARES {
+            spare.push(notes);
+        }
+    });
+}
+
+/// Room for the head of an answer.
+pub fn head() -> AnswerHead {
+    HEADS.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Takes back room for a head: offsets, which say nothing without the bytes.
+pub fn give_head(head: AnswerHead) {
+    HEADS.with_borrow_mut(|spare| {
+        if spare.len() < SPARES && head.fields.capacity() <= MOST_FIELDS {
+            spare.push(head);
         }
     });
 }
@@ -104,6 +154,14 @@ const MOST_FIELDS: usize = 64;
 thread_local! {
     static FIELDS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
     static EXTENSIONS: RefCell<Vec<Extensions>> = const { RefCell::new(Vec::new()) };
+    static NOBODY: Arrival = Arrival {
+        client: Arc::new(Client::local()),
+        target: Bytes::new(),
+        notes: Arc::new(Notes::new(Instant::now())),
+        sent: Names::NONE,
+    };
+    static NOTES: RefCell<Vec<Arc<Notes>>> = const { RefCell::new(Vec::new()) };
+    static HEADS: RefCell<Vec<AnswerHead>> = const { RefCell::new(Vec::new()) };
     static TEXTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static BLOCKS: RefCell<BytesMut> = RefCell::new(BytesMut::new());
     static BUFFERS: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
@@ -117,32 +175,59 @@ mod tests {
 
     #[test]
     fn what_comes_back_is_empty_and_of_a_bounded_number_and_size() {
-        for n in 0..2 * SPARES {
+        for n in 0..2 * u16::try_from(SPARES).unwrap() {
             let mut map = HeaderMap::with_capacity(if n == 0 { 10 * MOST_FIELDS } else { 8 });
             map.insert("cookie", HeaderValue::from_static("secret"));
             give_fields(map);
-            let mut map = Extensions::new();
-            map.insert("secret");
-            give_extensions(map);
+            give_extensions(extensions(arrival(n)));
             give_text(if n == 0 { vec![b'x'; 2 * LARGEST_BUFFER] } else { b"secret".to_vec() });
         }
         let maps: Vec<HeaderMap> = (0..=SPARES).map(|_| fields()).collect();
         assert!(maps.iter().all(|map| map.is_empty() && map.capacity() <= MOST_FIELDS));
         assert_eq!(maps.iter().filter(|map| map.capacity() > 0).count(), SPARES);
-        assert!((0..=SPARES).all(|_| extensions().is_empty()));
         let texts: Vec<Vec<u8>> = (0..=SPARES).map(|_| text(0)).collect();
         assert!(texts.iter().all(|text| text.is_empty() && text.capacity() <= LARGEST_BUFFER));
         assert_eq!(texts.iter().filter(|text| text.capacity() > 0).count(), SPARES);
         assert!(text(100).capacity() >= 100);
     }
 
+    fn arrival(port: u16) -> Arrival {
+        let client = Arc::new(Client { port, ..Client::local() });
+        Arrival { client, target: Bytes::from_static(b"/secret"), notes: notes(Instant::now()), sent: Names::ANY }
+    }
+
     #[test]
     fn what_is_in_extensions_ends_when_they_come_back() {
-        let value = std::sync::Arc::new(());
-        let mut map = Extensions::new();
-        map.insert(std::sync::Arc::clone(&value));
-        give_extensions(map);
-        assert_eq!(std::sync::Arc::strong_count(&value), 1);
+        for more in [false, true] {
+            let (first, value) = (arrival(1), Arc::new(()));
+            let mut map = extensions(first.clone());
+            if more {
+                map.insert(Arc::clone(&value));
+            }
+            give_extensions(map);
+            assert_eq!((Arc::strong_count(&first.client), Arc::strong_count(&first.notes), Arc::strong_count(&value)), (1, 1, 1));
+            let map = extensions(arrival(2));
+            assert_eq!((map.len(), map.get::<Arrival>().unwrap().client.port), (1, 2));
+        }
+    }
+
+    #[test]
+    fn notes_come_back_blank_and_only_when_nobody_reads_them() {
+        let started = Instant::now();
+        let first = notes(started);
+        first.identify(HeaderValue::from_static("secret"));
+        first.body_length(7);
+        let reader = Arc::clone(&first);
+        give_notes(first);
+        let second = notes(started);
+        assert!(!Arc::ptr_eq(&reader, &second) && reader.id().is_some());
+        second.identify(HeaderValue::from_static("secret"));
+        second.observe(crate::guard::rule::Rule::G1);
+        let place = Arc::as_ptr(&second);
+        give_notes(second);
+        let (later, again) = (started + std::time::Duration::from_secs(1), notes(started + std::time::Duration::from_secs(1)));
+        assert_eq!((Arc::as_ptr(&again), again.started), (place, later));
+        assert!(again.id().is_none() && again.observed().next().is_none() && again.said().is_none() && again.body() == 0);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
         arrival::{Arrival, Names, Notes},
         body::Absorb,
     },
-    log::{End, Entry, Recorder, Settle, recorder::Host},
+    log::{End, Entry, Recorder, Said, Settle, recorder::Host},
     refusal::Refusal,
 };
 
@@ -180,8 +180,7 @@ impl<B: Absorb> Absorb for Recorded<B> {
 /// A request that has not ended yet. Dropping it is its end.
 #[derive(Debug)]
 struct Pending {
-    /// Boxed: responses are moved through every layer, and this is 300 bytes.
-    entry: Box<Entry>,
+    entry: Entry,
     recorder: Arc<Recorder>,
 }
 
@@ -199,20 +198,17 @@ impl Pending {
             (None, Some(host)) => Host::Field(host.clone()),
             (None, None) => Host::None,
         };
-        let entry = Entry {
+        notes.say(Said {
             client,
-            notes,
             method: request.method().clone(),
             version: request.version(),
             target,
             host,
             agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
-            status: None,
-            bytes_out: 0,
-            end: End::Refused(Refusal::ClientAbort),
-        };
-        Pending { entry: Box::new(entry), recorder: Arc::clone(recorder) }
+        });
+        let entry = Entry { notes, status: None, bytes_out: 0, end: End::Refused(Refusal::ClientAbort) };
+        Pending { entry, recorder: Arc::clone(recorder) }
     }
 
     fn ended_if(&mut self, is_end: bool) {

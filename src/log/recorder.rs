@@ -53,13 +53,24 @@ pub struct Verdict {
     pub observed: Vec<Rule>,
 }
 
-/// What is kept of a request until it ends: references to its bytes, no copies.
+/// What is kept of a request until it ends.
 #[derive(Debug)]
 pub struct Entry {
+    /// Times and findings, and what the client said.
+    pub notes: Arc<Notes>,
+    /// The status of the answer, once there is one.
+    pub status: Option<StatusCode>,
+    /// Bytes of the response body that were handed to the connection.
+    pub bytes_out: u64,
+    /// How it ended, as far as is known.
+    pub end: End,
+}
+
+/// What a client said, as the log tells it: references to its bytes, no copies.
+#[derive(Debug)]
+pub struct Said {
     /// Who sent it.
     pub client: Arc<Client>,
-    /// Times and findings.
-    pub notes: Arc<Notes>,
     /// Its method.
     pub method: Method,
     /// Its version.
@@ -72,12 +83,6 @@ pub struct Entry {
     pub agent: Option<HeaderValue>,
     /// Referer.
     pub referer: Option<HeaderValue>,
-    /// The status of the answer, once there is one.
-    pub status: Option<StatusCode>,
-    /// Bytes of the response body that were handed to the connection.
-    pub bytes_out: u64,
-    /// How it ended, as far as is known.
-    pub end: End,
 }
 
 /// Host as HTTP/1 has it, or the authority of HTTP/2.
@@ -139,18 +144,19 @@ impl Recorder {
 
     /// A request is over.
     pub fn finish(&self, entry: &Entry) {
+        let Some(said) = entry.notes.said() else { return };
         let status = entry.status.or(entry.end.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let total = entry.notes.started.elapsed();
         self.tell(|| Verdict {
-            method: entry.method.as_str().as_bytes().to_vec(),
-            target: entry.target.to_vec(),
+            method: said.method.as_str().as_bytes().to_vec(),
+            target: said.target.to_vec(),
             status,
             end: entry.end,
             observed: entry.notes.observed().collect(),
         });
         self.metrics.count(Finished {
-            method: entry.method.as_str().as_bytes(),
-            version: entry.version,
+            method: said.method.as_str().as_bytes(),
+            version: said.version,
             status,
             total,
             end: entry.end,
@@ -159,22 +165,22 @@ impl Recorder {
         self.write(&Line {
             at: entry.notes.at,
             id: entry.notes.id().map_or(&[], HeaderValue::as_bytes),
-            client: &entry.client,
-            http: match entry.version {
+            client: &said.client,
+            http: match said.version {
                 Version::HTTP_09 => "0.9",
                 Version::HTTP_10 => "1.0",
                 Version::HTTP_2 => "2",
                 Version::HTTP_3 => "3",
                 _ => "1.1",
             },
-            method: entry.method.as_str().as_bytes(),
-            host: entry.host.as_bytes(),
-            target: &entry.target,
+            method: said.method.as_str().as_bytes(),
+            host: said.host.as_bytes(),
+            target: &said.target,
             status: status.as_u16(),
             bytes_in: entry.notes.body(),
             bytes_out: entry.bytes_out,
-            agent: entry.agent.as_ref().map_or(&[], HeaderValue::as_bytes),
-            referer: entry.referer.as_ref().map_or(&[], HeaderValue::as_bytes),
+            agent: said.agent.as_ref().map_or(&[], HeaderValue::as_bytes),
+            referer: said.referer.as_ref().map_or(&[], HeaderValue::as_bytes),
             notes: Some(&entry.notes),
             total,
             end: entry.end,

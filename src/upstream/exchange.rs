@@ -245,7 +245,7 @@ async fn write(
 /// Reads heads until the final one.
 async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut Watch, purpose: &Purpose) -> Result<Head, Broken> {
     let limits = AnswerLimits { head: LONGEST_HEAD, fields: MOST_FIELDS };
-    let (mut scan, mut head, mut interim) = (AnswerScan::default(), AnswerHead::new(), 0u32);
+    let (mut scan, mut head, mut interim) = (AnswerScan::default(), spare::head(), 0u32);
     loop {
         while !buffer.is_empty() && scan.advance(&buffer, &limits, purpose.to_head, &mut head).map_err(Broken::Final)? {
             let block = buffer.split_to(head.len.min(buffer.len())).freeze();
@@ -262,7 +262,7 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
             if interim > MOST_INTERIM {
                 return Err(Broken::Final(Refusal::UpstreamBad(Rule::P6)));
             }
-            (scan, head) = (AnswerScan::default(), AnswerHead::new());
+            (scan, head) = (AnswerScan::default(), spare::head());
         }
         let silent = buffer.is_empty() && interim == 0;
         let read = poll_fn(|cx| {
@@ -321,9 +321,11 @@ fn answer(
         answer.extensions_mut().insert(turn.switch(rest).ok_or(Refusal::Internal)?);
         return Ok(answer);
     }
-    let lasting = head.framing != AnswerFraming::UntilClose && head.version == Version::Http11 && !head.close;
+    let framing = head.framing;
+    let lasting = framing != AnswerFraming::UntilClose && head.version == Version::Http11 && !head.close;
     let reusable = whole && lasting && keep != Keep::No;
-    if head.framing == AnswerFraming::None {
+    spare::give_head(head);
+    if framing == AnswerFraming::None {
         if let Some(notes) = &purpose.notes {
             notes.mark_at(Moment::Finished, now);
         }
@@ -333,12 +335,12 @@ fn answer(
         }
         return Ok(answer);
     }
-    let stream = reading.events || reading.unbuffered || head.framing == AnswerFraming::UntilClose;
+    let stream = reading.events || reading.unbuffered || framing == AnswerFraming::UntilClose;
     if stream {
         turn.is_stream();
     }
     let patience = if stream { puma.config.stream_timeout.get() } else { purpose.patience };
-    let framing = Framing::from(head.framing);
+    let framing = Framing::from(framing);
     let body = Streaming {
         turn,
         at_once: framing.first(rest.len()),

@@ -4,9 +4,7 @@
 //! canonical request at a time, the answer read by rules as strict as those for clients). Place: innermost.
 
 use std::{
-    future::Future,
     path::PathBuf,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -43,6 +41,7 @@ mod response;
 pub mod stats;
 mod sweep;
 mod turn;
+mod under_way;
 mod upgrade;
 
 pub use answer::Answer;
@@ -50,6 +49,7 @@ pub use capacity::Reported;
 pub use control::token;
 pub use health::Config as Health;
 pub use pool::Reuse;
+pub use under_way::UnderWay;
 
 use connect::Address;
 use dispatch::Sockets;
@@ -215,14 +215,14 @@ impl Inner {
 impl Service<Request<Canonical>> for Puma {
     type Response = Response<Answer>;
     type Error = Refusal;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, Refusal>> + Send>>;
+    type Future = UnderWay;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Canonical>) -> Self::Future {
-        Box::pin(exchange::exchange(Arc::clone(&self.0), request))
+        UnderWay::new(exchange::exchange(Arc::clone(&self.0), request))
     }
 }
 

@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     guard::{Field, Span, answer::AnswerHead, rule::Rule},
+    http::names,
     refusal::Refusal,
 };
 
@@ -34,7 +35,7 @@ pub(super) fn read(block: &Bytes, head: &AnswerHead, mut headers: HeaderMap) -> 
     let switching = reading.status == StatusCode::SWITCHING_PROTOCOLS;
     let mut named: Vec<Span> = Vec::new();
     for field in &head.fields {
-        let name = HeaderName::from_bytes(field.name.of(block)).map_err(|_| Refusal::UpstreamBad(Rule::P2))?;
+        let name = names::of(field.name.of(block)).map_err(|_| Refusal::UpstreamBad(Rule::P2))?;
         let value = value(block, field)?;
         if name == header::CONTENT_LENGTH {
             reading.length = value.to_str().ok().and_then(|v| v.parse().ok());

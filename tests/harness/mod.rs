@@ -13,7 +13,11 @@ pub mod websocket;
 
 use std::{
     fmt::Write,
+    fs::{self, File},
     net::TcpListener,
+    ops::Range,
+    path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -38,10 +42,27 @@ pub fn within<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Option<
     }
 }
 
-/// A port of 127.0.0.1 that was free a moment ago.
+/// A port of 127.0.0.1 that is free, and that no other test is given as long as this process lives. The kernel gives none of them to
+/// anybody by itself.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let locks = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ports");
+    fs::create_dir_all(&locks).unwrap();
+    let start = std::process::id().wrapping_mul(101);
+    for n in 0..u32::from(PORTS.end - PORTS.start) {
+        let port = PORTS.start + u16::try_from(start.wrapping_add(n) % u32::from(PORTS.end - PORTS.start)).unwrap();
+        let lock = File::create(locks.join(port.to_string())).unwrap();
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            held.push(lock);
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
+
+/// Below those that the kernel gives to sockets without one.
+const PORTS: Range<u16> = 12_000..32_000;
 
 /// Says that a test did not run and why. In CI nothing may be skipped.
 pub fn skip(reason: &str) {

@@ -37,7 +37,7 @@ use crate::{
         Site, Sites,
         arrival::{Arrival, Moment, Notes},
         body::{Received, Relay},
-        others_first, upgrade,
+        others_first, spare, upgrade,
     },
     layers::answer,
     refusal::Refusal,
@@ -201,7 +201,9 @@ where
         others_first().await;
         let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
         let Some(wire) = &mut self.wire else { return Next::Nothing };
-        match reply::send(wire, away.hints, response, shape, &self.site.rates, &self.site.timeouts).await {
+        let sent = reply::send(wire, away.hints, response, shape, &self.site.rates, &self.site.timeouts).await;
+        spare::give_notes(notes);
+        match sent {
             Sent::Kept => Next::Request,
             // The client has promised to send no more, and it has nothing on its way that would turn the answer into a reset.
             Sent::Last if says_goodbye && wire.closes_at_once() => Next::Nothing,

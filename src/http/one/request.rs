@@ -13,7 +13,7 @@ use crate::{
         rule::Rule,
     },
     http::{
-        arrival::{Arrival, Names, Notes},
+        arrival::{Arrival, Names},
         names,
         one::wire::Wire,
         spare,
@@ -73,7 +73,7 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     let (mut parts, ()) = Request::new(()).into_parts();
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
-    (parts.headers, parts.extensions) = (spare::fields(), spare::extensions());
+    parts.headers = spare::fields();
     // Room for what the layers add, so that the map never grows.
     // A field map has a limit of its own, which `limits.header_count` may exceed; above it everything but `try_` panics.
     parts.headers.try_reserve(head.fields.len().saturating_add(ADDED)).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
@@ -88,9 +88,9 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
     parts.method = method;
     let is_old = matches!(head.version, guard::Version::Http10);
     parts.version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
-    let notes = Notes::new(started);
+    let notes = spare::notes(started);
     notes.observe_all(head.observed);
-    parts.extensions.insert(Arrival { client: Arc::clone(client), target, notes: Arc::new(notes), sent });
+    parts.extensions = spare::extensions(Arrival { client: Arc::clone(client), target, notes, sent });
     let keep = !head.close && (!is_old || head.keep_alive);
     Ok(Arrived { parts, framing: head.framing, expects_continue: head.expect_continue && !is_old, is_head, is_old, keep })
 }

@@ -82,7 +82,7 @@ where
         tokio::task::yield_now().await;
     }
     let (parts, stream) = request.into_parts();
-    let notes = Arc::new(Notes::new(Instant::now()));
+    let notes = spare::notes(Instant::now());
     let (request, near) = arrived(&front, Arc::clone(&notes), parts, stream);
     if std::future::poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
         return front.load.reset();
@@ -125,6 +125,13 @@ where
             Outcome::Answered => {}
         }
     }
+    hand_over(&front, &site, respond, response).await;
+    spare::give_notes(notes);
+    drop(open);
+}
+
+/// Sends the answer, and says to whoever made it how that ended.
+async fn hand_over<S, B: Relay>(front: &Front<S>, site: &Site<S>, mut respond: SendResponse<Bytes>, response: Response<B>) {
     let (mut parts, body) = response.into_parts();
     complete(&mut parts.headers, &body);
     let mut body = pin!(body);
@@ -148,7 +155,6 @@ where
         Some(end) => body.settle(end),
         None => front.load.reset(),
     }
-    drop(open);
 }
 
 /// The request as the stack gets it; of an extended CONNECT also the client's side of its stream.
@@ -161,10 +167,12 @@ fn arrived<S>(
     let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| spare::cut(target.as_str().as_bytes()));
     let mut sent = Names::NONE;
     parts.headers.keys().for_each(|name| sent.add(name));
+    let arrival = Arrival { client: Arc::clone(&front.client), target, notes, sent };
     if parts.extensions.is_empty() {
-        parts.extensions = spare::extensions();
+        parts.extensions = spare::extensions(arrival);
+    } else {
+        parts.extensions.insert(arrival);
     }
-    parts.extensions.insert(Arrival { client: Arc::clone(&front.client), target, notes, sent });
     let (body, near) = if extended_connect::translate(&mut parts) {
         (Received::None, Some(stream))
     } else if parts.method == Method::CONNECT || stream.is_end_stream() {

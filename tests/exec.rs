@@ -1,13 +1,6 @@
 //! `palisade exec`: a real Puma as a child, on sockets that nobody else can reach.
 
-use std::{
-    fs,
-    net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::TcpStream, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
 
 use rustix::process::Signal;
 use tempfile::TempDir;

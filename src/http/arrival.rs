@@ -4,13 +4,13 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{
     accept::client::{Client, Scheme},
@@ -86,6 +86,8 @@ pub struct Notes {
     answered: AtomicU64,
     finished: AtomicU64,
     body: AtomicU64,
+    sent: AtomicU64,
+    status: AtomicU16,
     worker: AtomicU32,
     route: AtomicU32,
     limit: OnceLock<Arc<str>>,
@@ -137,6 +139,8 @@ impl Notes {
             answered: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             body: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            status: AtomicU16::new(0),
             worker: AtomicU32::new(u32::MAX),
             route: AtomicU32::new(0),
             limit: OnceLock::new(),
@@ -226,6 +230,31 @@ impl Notes {
     /// The length of the request body as far as it was read.
     pub fn body(&self) -> u64 {
         self.body.load(Relaxed)
+    }
+
+    /// Notes the status of the answer.
+    pub fn answer(&self, status: StatusCode) {
+        self.status.store(status.as_u16(), Relaxed);
+    }
+
+    /// The status of the answer, once there is one.
+    pub fn status(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.status.load(Relaxed)).ok()
+    }
+
+    /// Notes bytes of the response body that were handed to the connection.
+    pub fn send(&self, bytes: u64) {
+        self.sent.store(self.sent().saturating_add(bytes), Relaxed);
+    }
+
+    /// Notes bytes that came back from there.
+    pub fn take_back(&self, bytes: u64) {
+        self.sent.store(self.sent().saturating_sub(bytes), Relaxed);
+    }
+
+    /// Bytes of the response body that were handed to the connection.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
     }
 
     /// Notes which of Puma's workers (or sockets) has the request.

@@ -25,7 +25,7 @@ use crate::{
         arrival::{Arrival, Names, Notes},
         body::Absorb,
     },
-    log::{End, Entry, Recorder, Said, Settle, recorder::Host},
+    log::{End, Recorder, Said, Settle, recorder::Host},
     refusal::Refusal,
 };
 
@@ -109,14 +109,14 @@ where
             Ok(response) => {
                 let mut pending = this.pending.take();
                 if let Some(pending) = &mut pending {
-                    pending.entry.status = Some(response.status());
+                    pending.notes.answer(response.status());
                     pending.ended_if(response.body().is_end_stream());
                 }
                 Poll::Ready(Ok(response.map(|inner| Recorded { inner, pending })))
             }
             Err(refusal) => {
                 if let Some(mut pending) = this.pending.take() {
-                    pending.entry.end = refusal.into();
+                    pending.end = refusal.into();
                 }
                 Poll::Ready(Err(refusal))
             }
@@ -137,10 +137,10 @@ where
         if let Some(pending) = this.pending {
             match &polled {
                 None => pending.ended_if(true),
-                Some(Err(refusal)) => pending.entry.end = (*refusal).into(),
+                Some(Err(refusal)) => pending.end = (*refusal).into(),
                 Some(Ok(frame)) => {
                     let length = frame.data_ref().map_or(0, Buf::remaining);
-                    pending.entry.bytes_out = pending.entry.bytes_out.saturating_add(length as u64);
+                    pending.notes.send(length as u64);
                     pending.ended_if(this.inner.is_end_stream());
                 }
             }
@@ -160,7 +160,7 @@ where
 impl<B> Settle for Recorded<B> {
     fn settle(self: Pin<&mut Self>, end: End) {
         if let Some(pending) = self.project().pending {
-            pending.entry.end = end;
+            pending.end = end;
         }
     }
 }
@@ -171,8 +171,7 @@ impl<B: Absorb> Absorb for Recorded<B> {
         let before = unsent.len();
         this.inner.poll_absorb(cx, unsent);
         if let Some(pending) = this.pending {
-            let back = before.saturating_sub(unsent.len());
-            pending.entry.bytes_out = pending.entry.bytes_out.saturating_sub(back as u64);
+            pending.notes.take_back(before.saturating_sub(unsent.len()) as u64);
         }
     }
 }
@@ -180,8 +179,10 @@ impl<B: Absorb> Absorb for Recorded<B> {
 /// A request that has not ended yet. Dropping it is its end.
 #[derive(Debug)]
 struct Pending {
-    entry: Entry,
+    notes: Arc<Notes>,
     recorder: Arc<Recorder>,
+    /// How it ended, as far as is known.
+    end: End,
 }
 
 impl Pending {
@@ -207,30 +208,29 @@ impl Pending {
             agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
         });
-        let entry = Entry { notes, status: None, bytes_out: 0, end: End::Refused(Refusal::ClientAbort) };
-        Pending { entry, recorder: Arc::clone(recorder) }
+        Pending { notes, recorder: Arc::clone(recorder), end: End::Refused(Refusal::ClientAbort) }
     }
 
     fn ended_if(&mut self, is_end: bool) {
-        if is_end && self.entry.end == End::Refused(Refusal::ClientAbort) {
-            self.entry.end = End::Ok;
+        if is_end && self.end == End::Refused(Refusal::ClientAbort) {
+            self.end = End::Ok;
         }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.recorder.finish(&self.entry);
+        self.recorder.finish(&self.notes, self.end);
         self.recorder.metrics().end();
     }
 }
 
 /// Runs a step that may panic: if it does, `internal` is what stays noted.
 fn guarded<T>(pending: &mut Option<Pending>, step: impl FnOnce() -> T) -> T {
-    let end = pending.as_mut().map(|pending| std::mem::replace(&mut pending.entry.end, End::Refused(Refusal::Internal)));
+    let end = pending.as_mut().map(|pending| std::mem::replace(&mut pending.end, End::Refused(Refusal::Internal)));
     let result = step();
     if let (Some(pending), Some(end)) = (pending, end) {
-        pending.entry.end = end;
+        pending.end = end;
     }
     result
 }

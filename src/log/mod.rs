@@ -16,7 +16,7 @@ pub mod text;
 
 pub use end::{End, Settle};
 pub use event::{event, flush_events, start_events};
-pub use recorder::{Entry, Recorder, Said, Verdict};
+pub use recorder::{Recorder, Said, Verdict};
 
 use serde::{Deserialize, Serialize};
 

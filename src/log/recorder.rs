@@ -53,19 +53,6 @@ pub struct Verdict {
     pub observed: Vec<Rule>,
 }
 
-/// What is kept of a request until it ends.
-#[derive(Debug)]
-pub struct Entry {
-    /// Times and findings, and what the client said.
-    pub notes: Arc<Notes>,
-    /// The status of the answer, once there is one.
-    pub status: Option<StatusCode>,
-    /// Bytes of the response body that were handed to the connection.
-    pub bytes_out: u64,
-    /// How it ended, as far as is known.
-    pub end: End,
-}
-
 /// What a client said, as the log tells it: references to its bytes, no copies.
 #[derive(Debug)]
 pub struct Said {
@@ -142,29 +129,29 @@ impl Recorder {
         &self.metrics
     }
 
-    /// A request is over.
-    pub fn finish(&self, entry: &Entry) {
-        let Some(said) = entry.notes.said() else { return };
-        let status = entry.status.or(entry.end.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let total = entry.notes.started.elapsed();
+    /// A recorded request is over.
+    pub fn finish(&self, notes: &Notes, end: End) {
+        let Some(said) = notes.said() else { return };
+        let status = notes.status().or(end.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let total = notes.started.elapsed();
         self.tell(|| Verdict {
             method: said.method.as_str().as_bytes().to_vec(),
             target: said.target.to_vec(),
             status,
-            end: entry.end,
-            observed: entry.notes.observed().collect(),
+            end,
+            observed: notes.observed().collect(),
         });
         self.metrics.count(Finished {
             method: said.method.as_str().as_bytes(),
             version: said.version,
             status,
             total,
-            end: entry.end,
-            notes: Some(&entry.notes),
+            end,
+            notes: Some(notes),
         });
         self.write(&Line {
-            at: entry.notes.at,
-            id: entry.notes.id().map_or(&[], HeaderValue::as_bytes),
+            at: notes.at,
+            id: notes.id().map_or(&[], HeaderValue::as_bytes),
             client: &said.client,
             http: match said.version {
                 Version::HTTP_09 => "0.9",
@@ -177,13 +164,13 @@ impl Recorder {
             host: said.host.as_bytes(),
             target: &said.target,
             status: status.as_u16(),
-            bytes_in: entry.notes.body(),
-            bytes_out: entry.bytes_out,
+            bytes_in: notes.body(),
+            bytes_out: notes.sent(),
             agent: said.agent.as_ref().map_or(&[], HeaderValue::as_bytes),
             referer: said.referer.as_ref().map_or(&[], HeaderValue::as_bytes),
-            notes: Some(&entry.notes),
+            notes: Some(notes),
             total,
-            end: entry.end,
+            end,
         });
     }
 

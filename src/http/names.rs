@@ -1,5 +1,4 @@
-//! Names of fields. To make one anew costs more than to find that it was there before, and where the `http` crate does not know
-//! it, memory too.
+//! Names of fields, each made once: one that the `http` crate does not know would take memory in every request.
 //!
 //! Threat: exhaustion; names of one kind have a few places, where the next one replaces another, and a long one has none.
 

@@ -268,16 +268,28 @@ fn complete<B: Body>(headers: &mut HeaderMap, body: &B) {
     if !headers.contains_key(header::DATE) {
         headers.insert(header::DATE, date());
     }
-    // It never comes again, so it takes no place in the connection's table (RFC 7541 §6.2.3).
-    if let Some(id) = headers.get_mut(REQUEST_ID) {
-        id.set_sensitive(true);
-    }
+    leave_out(headers);
     if !body.is_end_stream()
         && !headers.contains_key(header::CONTENT_LENGTH)
         && let Some(length) = body.size_hint().exact()
     {
         let text = spare::cut(itoa::Buffer::new().format(length).as_bytes());
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from(length)));
+    }
+}
+
+/// Values that never come again take no place in the connection's table (RFC 7541 §6.2.3): there they push out what does come
+/// again, and the next of their name is compared with each of them.
+fn leave_out(headers: &mut HeaderMap) {
+    for name in &NEVER_AGAIN {
+        if let Some(value) = headers.get_mut(name) {
+            value.set_sensitive(true);
+        }
+    }
+    if let Some(policy) = headers.get_mut(header::CONTENT_SECURITY_POLICY)
+        && memchr::memmem::find(policy.as_bytes(), b"'nonce-").is_some()
+    {
+        policy.set_sensitive(true);
     }
 }
 
@@ -299,6 +311,7 @@ thread_local! {
     static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
 }
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Rack's and Rails' own.
+static NEVER_AGAIN: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("x-runtime")];
 /// Bytes of an answer that are handed to h2 at once.
 const PIECE: usize = 16 * 1024;

@@ -127,6 +127,31 @@ async fn draining_answers_what_is_under_way_and_ends() {
     unused.ended().await;
 }
 
+#[tokio::test]
+async fn what_never_comes_again_does_not_push_out_of_the_table_what_does() {
+    let count = std::sync::atomic::AtomicU32::new(0);
+    let mut bench = Bench::two(Timeouts::default(), move |_| {
+        let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut answer = page("hello");
+        let policy = format!("script-src 'nonce-{n:04}'; report-uri /{}", "p".repeat(600));
+        for (name, value) in [("x-runtime", format!("0.{n:06}")), ("content-security-policy", policy), ("x-fixed", "f".repeat(200))] {
+            answer.headers_mut().insert(name, HeaderValue::from_str(&value).unwrap());
+        }
+        async move { answer }
+    });
+    bench.send(hello(&[])).await;
+    let (mut lengths, mut said) = (Vec::new(), Vec::new());
+    for n in 0..20u32 {
+        bench.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET)).await;
+        while lengths.len() <= n as usize {
+            bench.client.read_buf(&mut said).await.unwrap();
+            lengths = frames(&said).into_iter().filter(|(kind, ..)| *kind == HEADERS).map(|(.., payload)| payload.len()).collect();
+        }
+    }
+    // The second may have changed, and Date with it.
+    assert!(lengths[0] > lengths[1] + 100 && lengths.iter().skip(2).all(|length| *length < lengths[1] + 50), "{lengths:?}");
+}
+
 /// Sends requests as hyper's client does.
 async fn client(stream: UnixStream) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();

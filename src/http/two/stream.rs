@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
@@ -281,15 +281,15 @@ fn complete<B: Body>(headers: &mut HeaderMap, body: &B) {
 /// Values that never come again take no place in the connection's table (RFC 7541 §6.2.3): there they push out what does come
 /// again, and the next of their name is compared with each of them.
 fn leave_out(headers: &mut HeaderMap) {
-    for name in &NEVER_AGAIN {
-        if let Some(value) = headers.get_mut(name) {
+    for (name, value) in headers {
+        let comes_never_again = match name.as_str() {
+            "x-request-id" | "x-runtime" => true,
+            "content-security-policy" => memchr::memmem::find(value.as_bytes(), b"'nonce-").is_some(),
+            _ => false,
+        };
+        if comes_never_again {
             value.set_sensitive(true);
         }
-    }
-    if let Some(policy) = headers.get_mut(header::CONTENT_SECURITY_POLICY)
-        && memchr::memmem::find(policy.as_bytes(), b"'nonce-").is_some()
-    {
-        policy.set_sensitive(true);
     }
 }
 
@@ -311,7 +311,5 @@ thread_local! {
     static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) };
 }
 
-/// Rack's and Rails' own.
-static NEVER_AGAIN: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("x-runtime")];
 /// Bytes of an answer that are handed to h2 at once.
 const PIECE: usize = 16 * 1024;

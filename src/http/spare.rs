@@ -54,12 +54,13 @@ pub fn give_extensions(mut extensions: Extensions) {
 
 /// Notes of a request whose first byte came at `started`.
 pub fn notes(started: Instant) -> Arc<Notes> {
-    let Some(mut notes) = NOTES.with_borrow_mut(Vec::pop) else { return Arc::new(Notes::new(started)) };
-    match Arc::get_mut(&mut notes) {
-        Some(blank) => blank.begin(started),
-        None => return Arc::new(Notes::new(started)),
+    if let Some(mut notes) = NOTES.with_borrow_mut(Vec::pop)
+        && let Some(blank) = Arc::get_mut(&mut notes)
+    {
+        blank.begin(started);
+        return notes;
     }
-    notes
+    Arc::new(Notes::new(started))
 }
 
 /// Takes back the notes of a request that is over, unless somebody still reads them.

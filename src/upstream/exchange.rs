@@ -262,7 +262,7 @@ async fn receive(turn: &mut Turn, mut buffer: BytesMut, whole: bool, watch: &mut
             if interim > MOST_INTERIM {
                 return Err(Broken::Final(Refusal::UpstreamBad(Rule::P6)));
             }
-            (scan, head) = (AnswerScan::default(), spare::head());
+            scan = AnswerScan::default();
         }
         let silent = buffer.is_empty() && interim == 0;
         let read = poll_fn(|cx| {

@@ -1,7 +1,7 @@
 //! From Puma's head to a response: what belongs to the connection or to this proxy stays behind (RFC 9110 §7.6.1).
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::{
     guard::{Field, Span, answer::AnswerHead, rule::Rule},
@@ -54,7 +54,7 @@ pub(super) fn read(block: &Bytes, head: &AnswerHead, mut headers: HeaderMap) -> 
     if !switching {
         for list in named {
             for name in list.of(block).split(|byte| *byte == b',') {
-                if let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) {
+                if let Ok(name) = names::of(name.trim_ascii()) {
                     reading.headers.remove(name);
                 }
             }

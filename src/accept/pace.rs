@@ -256,7 +256,12 @@ impl Sweep {
 
     /// Milliseconds since the start.
     pub fn now(&self) -> Millis {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.at(Instant::now())
+    }
+
+    /// A moment as milliseconds since the start.
+    pub fn at(&self, moment: Instant) -> Millis {
+        u64::try_from(moment.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The same at the last tick, which costs no look at a clock.
@@ -352,6 +357,16 @@ impl Beat {
     /// The sweep's clock.
     pub fn now(&self) -> Millis {
         self.sweep.now()
+    }
+
+    /// [`Sweep::at`].
+    pub fn at(&self, moment: Instant) -> Millis {
+        self.sweep.at(moment)
+    }
+
+    /// [`Sweep::lately`].
+    pub fn lately(&self) -> Millis {
+        self.sweep.lately()
     }
 
     /// Whether the time was over at the last tick.

@@ -11,6 +11,7 @@ mod fixture;
 pub mod frames;
 pub mod names;
 pub mod one;
+pub mod pause;
 pub mod spare;
 pub mod two;
 pub mod upgrade;
@@ -38,13 +39,6 @@ use crate::{
     refusal::Refusal,
     units::Deadline,
 };
-
-/// Lets the other connections go first that have something to do in this turn of the loop, so that what is written leaves in one
-/// go: the far side then is woken once for all of it, and not once for each (CPU per request beside nginx 1.32 → 1.15, measured
-/// with 64 connections; `docs/decisions/0010-writes-in-one-go.md`).
-pub async fn others_first() {
-    tokio::task::yield_now().await;
-}
 
 /// All that a connection needs of one state of the configuration.
 #[derive(Debug)]

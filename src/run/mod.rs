@@ -26,7 +26,7 @@ use crate::{
     config::{Config, Loaded, secret::Unreadable},
     drain::emptied,
     exec::{Plan, Supervisor},
-    http::body::Relay,
+    http::{body::Relay, pause},
     layers,
     log::{Level, event},
     memory, sandbox, upstream,
@@ -133,6 +133,7 @@ fn start(loaded: Loaded, plan: Option<Plan>) -> Result<u8, StartError> {
     let runtime = runtime
         .worker_threads(config.server.threads())
         .thread_name("palisade")
+        .on_thread_park(pause::goes_to_sleep)
         .enable_all()
         .build()
         .map_err(StartError::resource("server.workers", "free memory or threads"))?;

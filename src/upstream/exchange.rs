@@ -26,7 +26,8 @@ use crate::{
     },
     http::{
         arrival::{Arrival, Moment, Notes},
-        others_first, spare,
+        pause::others_first,
+        spare,
     },
     layers::{buffer::Content, canonical::Canonical},
     refusal::Refusal,

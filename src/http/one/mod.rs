@@ -20,6 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
 use tokio::sync::oneshot;
 use tower_service::Service;
@@ -37,7 +38,8 @@ use crate::{
         Site, Sites,
         arrival::{Arrival, Moment, Notes},
         body::{Received, Relay},
-        others_first, spare, upgrade,
+        pause::others_first,
+        spare, upgrade,
     },
     layers::answer,
     refusal::Refusal,
@@ -67,16 +69,13 @@ where
                 Ok(()) => Box::pin(connection.exchange()).await,
                 Err(_) => Next::Close,
             };
-            if matches!(next, Next::Request) {
-                continue;
+            match next {
+                Next::Request => {}
+                Next::Nothing => return,
+                next @ (Next::Refuse(..) | Next::Close | Next::Linger | Next::Switch(_)) => {
+                    return Box::pin(connection.end(next)).await;
+                }
             }
-            let Some(wire) = connection.wire.take() else { return };
-            return match next {
-                Next::Request | Next::Nothing => {}
-                Next::Close => Box::pin(wire.close()).await,
-                Next::Linger => Box::pin(wire.linger()).await,
-                Next::Tunnel(far) => Box::pin(upgrade::tunnel(wire, far, &connection.sites, &connection.site)).await,
-            };
         }
     }
 }
@@ -93,10 +92,8 @@ struct Connection<S> {
     served: u32,
 }
 
-/// A request that was handed in.
-struct Begun<F> {
-    answer: F,
-    away: Away,
+/// What must be known of a request when its answer comes.
+struct Asked {
     notes: Arc<Notes>,
     is_head: bool,
     is_old: bool,
@@ -106,17 +103,25 @@ struct Begun<F> {
 }
 
 /// What follows an exchange.
-enum Next {
+enum Next<B> {
     /// Another request may come.
     Request,
+    /// No request can be made of what came since then.
+    Refuse(Instant, Refusal),
     /// Nothing has come, and nothing was answered.
     Close,
     /// The last answer is out; close so that it arrives.
     Linger,
-    /// The connection belongs to a WebSocket now.
-    Tunnel(upgrade::FarEnd),
+    /// The connection belongs to a WebSocket from here on.
+    Switch(Box<Switch<B>>),
     /// It is gone.
     Nothing,
+}
+
+/// An answer that tells the client of another protocol, and the end of interim answers before it.
+struct Switch<B> {
+    hints: Bytes,
+    response: Response<B>,
 }
 
 /// What an exchange waits for beside its answer.
@@ -160,85 +165,93 @@ where
         Ok(())
     }
 
-    /// One request and its answer.
-    async fn exchange(&mut self) -> Next {
+    /// One request and its answer. Whatever is named across a wait the future keeps room for, and some of it as long as its block
+    /// lasts: so each wait has a block of its own.
+    async fn exchange(&mut self) -> Next<B> {
         let started = Instant::now();
         if !self.sites.is_in_force(&self.site) {
             self.site = self.sites.current();
             self.stack = self.site.stack();
         }
-        // What the request brings goes straight in: a future keeps room for whatever it names across a wait.
-        let Begun { answer, mut away, notes, is_head, is_old, keep, says_goodbye } = match self.read_head(started).await {
-            Ok(Some(arrived)) => match self.begin(arrived) {
-                Some(begun) => begun,
-                None => return Next::Nothing,
-            },
+        let (request, away, asked) = match self.next(started).await {
+            Ok(Some(begun)) => begun,
             Ok(None) => return Next::Nothing,
-            Err(refusal) => return Box::pin(self.refuse(started, refusal)).await,
+            Err(refusal) => return Next::Refuse(started, refusal),
         };
         let outcome = {
-            let answer = pin!(answer);
-            away.wait_for(answer, &mut self.wire, &notes, is_old).await
+            let (mut away, answer) = (away, pin!(self.stack.call(request)));
+            away.wait_for(answer, &mut self.wire, &asked).await.map(|outcome| (outcome, away))
         };
-        let response = match outcome {
-            Some(Ok(response)) => response,
-            Some(Err(never)) => match never {},
-            None => return Next::Nothing,
+        let sending = match self.reply(outcome, &asked) {
+            Ok(sending) => sending,
+            Err(next) => return next,
         };
-        away.come_home(&mut self.wire);
-        let Some(wire) = &mut self.wire else { return Next::Nothing };
-        if reply::is_to_nobody(&response) {
-            return Next::Nothing;
-        }
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.write_stall.as_millis()));
-            return Box::pin(switch(wire, away.hints.head, response)).await;
-        }
-        // Requests that came before the client closed its side are still answered (RFC 9112 §9.6).
-        let has_more = !wire.has_ended() || !wire.input.is_empty();
-        let now = wire.beat.now();
-        let keep = keep && away.clean && has_more && self.may_go_on(now) && !reply::closes(&response);
-        others_first().await;
-        let shape = reply::Shape { to_head: is_head, is_old, keep, at: notes.at };
-        let Some(wire) = &mut self.wire else { return Next::Nothing };
-        let sent = reply::send(wire, away.hints, response, shape, &self.site.rates, &self.site.timeouts).await;
-        spare::give_notes(notes);
+        let sent = others_first().then(|()| sending).await;
+        spare::give_notes(asked.notes);
         match sent {
             Sent::Kept => Next::Request,
             // The client has promised to send no more, and it has nothing on its way that would turn the answer into a reset.
-            Sent::Last if says_goodbye && wire.closes_at_once() => Next::Nothing,
+            Sent::Last if asked.says_goodbye && self.wire.as_ref().is_some_and(Wire::closes_at_once) => Next::Nothing,
             Sent::Last => Next::Linger,
             Sent::Broken => self.abort(),
         }
     }
 
-    /// Hands a request in.
-    fn begin(&mut self, arrived: Arrived) -> Option<Begun<S::Future>> {
+    /// Begins to write the answer, if there is one and somebody to have it.
+    fn reply(&mut self, outcome: Option<(Result<Response<B>, Infallible>, Away)>, asked: &Asked) -> Result<reply::Send<'_, B>, Next<B>> {
+        let (response, mut away) = match outcome {
+            Some((Ok(response), away)) => (response, away),
+            Some((Err(never), _)) => match never {},
+            None => return Err(Next::Nothing),
+        };
+        away.come_home(&mut self.wire);
+        let Some(wire) = &self.wire else { return Err(Next::Nothing) };
+        if reply::is_to_nobody(&response) {
+            return Err(Next::Nothing);
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Next::Switch(Box::new(Switch { hints: away.hints.head, response })));
+        }
+        // Requests that came before the client closed its side are still answered (RFC 9112 §9.6).
+        let has_more = !wire.has_ended() || !wire.input.is_empty();
+        let keep = asked.keep && away.clean && has_more && self.may_go_on(wire.beat.lately()) && !reply::closes(&response);
+        let shape = reply::Shape { to_head: asked.is_head, is_old: asked.is_old, keep, at: asked.notes.at };
+        let Some(wire) = &mut self.wire else { return Err(Next::Nothing) };
+        Ok(reply::send(wire, away.hints, response, shape, &self.site.rates, &self.site.timeouts))
+    }
+
+    /// Reads a head and makes a request of it; none where the connection broke before it had come.
+    async fn next(&mut self, started: Instant) -> Result<Option<(Request<Received>, Away, Asked)>, Refusal> {
+        let mut arrived = None;
+        self.read_head(started, &mut arrived).await?;
+        Ok(self.begin(&mut arrived))
+    }
+
+    /// Makes a request of a head that has come, if one has.
+    fn begin(&mut self, arrived: &mut Option<Arrived>) -> Option<(Request<Received>, Away, Asked)> {
+        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived.take()?;
         self.served = self.served.saturating_add(1);
-        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
         let notes = Arc::clone(&parts.extensions.get::<Arrival>()?.notes);
         // Behind a body some clients send an empty line more than they should (RFC 9112 §2.2).
         let says_goodbye = !keep && framing == Framing::None;
         let (body, away) = self.body(framing, expects_continue)?;
-        let answer = self.stack.call(Request::from_parts(parts, body));
-        Some(Begun { answer, away, notes, is_head, is_old, keep, says_goodbye })
+        Some((Request::from_parts(parts, body), away, Asked { notes, is_head, is_old, keep, says_goodbye }))
     }
 
-    async fn read_head(&mut self, started: Instant) -> Result<Option<Arrived>, Refusal> {
-        let Some(wire) = &mut self.wire else { return Ok(None) };
-        wire.beat.until(wire.beat.now().saturating_add(self.site.timeouts.header.as_millis()));
+    /// Reads a head; leaves `arrived` empty where the connection broke before it had come.
+    async fn read_head(&mut self, started: Instant, arrived: &mut Option<Arrived>) -> Result<(), Refusal> {
+        let Some(wire) = &mut self.wire else { return Ok(()) };
+        wire.beat.until(wire.beat.at(started).saturating_add(self.site.timeouts.header.as_millis()));
         let mut scan = HeadScan::default();
-        loop {
-            if let Some(arrived) = request::take(wire, &mut scan, &self.site.limits, &self.client, started)? {
-                return Ok(Some(arrived));
-            }
+        while !request::take(wire, &mut scan, &self.site.limits, &self.client, started, arrived)? {
             match wire.fill().await {
                 Ok(_) => {}
                 Err(Ended::Over) => return Err(Refusal::SlowHeader),
                 Err(Ended::Closed) => return Err(Refusal::BadFraming(Rule::G5)),
-                Err(Ended::Broken) => return Ok(None),
+                Err(Ended::Broken) => break,
             }
         }
+        Ok(())
     }
 
     /// The body of a request, which takes the socket along unless it has come already.
@@ -264,7 +277,7 @@ where
     }
 
     /// Answers a request of which no layer knows, and closes.
-    async fn refuse(&mut self, started: Instant, refusal: Refusal) -> Next {
+    async fn refuse(&mut self, started: Instant, refusal: Refusal) -> Next<B> {
         let Some(wire) = &mut self.wire else { return Next::Nothing };
         let (method, target) = request::glimpse(&wire.input);
         self.site.refused(&self.client, started, method, target, refusal);
@@ -282,7 +295,21 @@ where
         }
     }
 
-    fn abort(&mut self) -> Next {
+    /// Does what is left to be done after the last exchange.
+    async fn end(&mut self, mut next: Next<B>) {
+        if let Next::Refuse(started, refusal) = next {
+            next = self.refuse(started, refusal).await;
+        }
+        let Some(wire) = self.wire.take() else { return };
+        match next {
+            Next::Request | Next::Refuse(..) | Next::Nothing => {}
+            Next::Close => wire.close().await,
+            Next::Linger => wire.linger().await,
+            Next::Switch(switch) => Box::pin(switch.run(wire, &self.sites, &self.site)).await,
+        }
+    }
+
+    fn abort(&mut self) -> Next<B> {
         if let Some(wire) = self.wire.take() {
             wire.abort();
         }
@@ -296,32 +323,38 @@ where
     }
 }
 
-/// Tells the client that the connection is a WebSocket's from here on.
-async fn switch<B>(wire: &mut Wire, head: Bytes, mut response: Response<B>) -> Next {
-    let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return Next::Nothing };
-    let (parts, body) = response.into_parts();
-    match wire.send(Outgoing { head, data: response::switching(&parts) }).await {
-        Ok(()) => {
+impl<B> Switch<B> {
+    /// Tells the client, and passes bytes between it and Puma from then on.
+    async fn run<S>(self: Box<Self>, mut wire: Wire, sites: &Sites<S>, site: &Site<S>) {
+        let Switch { hints, mut response } = *self;
+        let Some(far) = response.extensions_mut().remove::<upgrade::FarEnd>() else { return };
+        wire.beat.until(wire.beat.now().saturating_add(site.timeouts.write_stall.as_millis()));
+        let (parts, body) = response.into_parts();
+        if wire.send(Outgoing { head: hints, data: response::switching(&parts) }).await.is_ok() {
             drop(body);
-            Next::Tunnel(far)
+            upgrade::tunnel(wire, far, sites, site).await;
         }
-        Err(_) => Next::Nothing,
     }
 }
 
 impl Away {
     /// Waits for the answer, and meanwhile for the client to go away: a request that Puma has not seen yet is given up then.
     /// A client may close its sending side and still wait (RFC 9112 §9.6), so an admitted request is carried on.
-    async fn wait_for<F, R>(&mut self, mut answer: Pin<&mut F>, wire: &mut Option<Wire>, notes: &Notes, is_old: bool) -> Option<F::Output>
+    fn wait_for<'a, F, R>(
+        &'a mut self,
+        mut answer: Pin<&'a mut F>,
+        wire: &'a mut Option<Wire>,
+        asked: &'a Asked,
+    ) -> impl Future<Output = Option<F::Output>>
     where
         F: Future<Output = Result<R, Infallible>>,
     {
-        std::future::poll_fn(|cx| {
+        std::future::poll_fn(move |cx| {
             let outcome = answer.as_mut().poll(cx);
             self.poll_home(cx, wire);
             let Some(wire) = wire else { return outcome.map(Some) };
-            if !is_old {
-                for fields in notes.take_hints() {
+            if !asked.is_old {
+                for fields in asked.notes.take_hints() {
                     let mut all = self.hints.head.to_vec();
                     all.extend_from_slice(&response::interim(StatusCode::EARLY_HINTS, &fields));
                     self.hints.head = Bytes::from(all);
@@ -338,13 +371,14 @@ impl Away {
                 match wire.poll_fill(cx) {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(Ended::Over)) => return Poll::Ready(None),
-                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) if notes.when(Moment::Admitted).is_none() => return Poll::Ready(None),
+                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) if asked.notes.when(Moment::Admitted).is_none() => {
+                        return Poll::Ready(None);
+                    }
                     Poll::Ready(Err(Ended::Closed | Ended::Broken)) | Poll::Pending => break,
                 }
             }
             Poll::Pending
         })
-        .await
     }
 
     fn poll_home(&mut self, cx: &mut Context<'_>, wire: &mut Option<Wire>) {

@@ -38,20 +38,29 @@ pub struct Arrived {
     pub keep: bool,
 }
 
-/// Looks for a whole head in what has arrived. `None` as long as it is not complete.
+/// Looks for a whole head in what has arrived, and puts it into `arrived`; `false` as long as it is not complete.
 pub fn take(
     wire: &mut Wire,
     scan: &mut HeadScan,
     limits: &Limits,
     client: &Arc<Client>,
     started: Instant,
-) -> Result<Option<Arrived>, Refusal> {
+    arrived: &mut Option<Arrived>,
+) -> Result<bool, Refusal> {
     HEAD.with_borrow_mut(|head| {
         if !scan.advance(&wire.input, limits, head)? {
-            return Ok(None);
+            return Ok(false);
         }
         let bytes = wire.take(head.len);
-        build(head, &bytes, client, started).map(Some)
+        let arrived = arrived.insert(Arrived {
+            parts: Request::new(()).into_parts().0,
+            framing: head.framing,
+            expects_continue: false,
+            is_head: false,
+            is_old: matches!(head.version, guard::Version::Http10),
+            keep: false,
+        });
+        build(head, &bytes, client, started, arrived).map(|()| true)
     })
 }
 
@@ -63,14 +72,14 @@ pub fn glimpse(input: &[u8]) -> (&[u8], &[u8]) {
     (method.get(..32).unwrap_or(method), target.get(..1024).unwrap_or(target))
 }
 
-fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> Result<Arrived, Refusal> {
+fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant, arrived: &mut Arrived) -> Result<(), Refusal> {
     let slice = |span: guard::Span| -> Bytes {
         let (start, end) = (span.start as usize, span.end as usize);
         if start <= end && end <= bytes.len() { bytes.slice(start..end) } else { Bytes::new() }
     };
     let method = Method::from_bytes(head.method.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G6))?;
     let target = slice(head.target);
-    let (mut parts, ()) = Request::new(()).into_parts();
+    let parts = &mut arrived.parts;
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
     parts.headers = spare::fields();
@@ -84,15 +93,15 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant) -> 
         sent.add(&name);
         parts.headers.try_append(name, value).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     }
-    let is_head = method == Method::HEAD;
+    arrived.is_head = method == Method::HEAD;
+    arrived.expects_continue = head.expect_continue && !arrived.is_old;
+    arrived.keep = !head.close && (!arrived.is_old || head.keep_alive);
     parts.method = method;
-    let is_old = matches!(head.version, guard::Version::Http10);
-    parts.version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };
+    parts.version = if arrived.is_old { Version::HTTP_10 } else { Version::HTTP_11 };
     let notes = spare::notes(started);
     notes.observe_all(head.observed);
     parts.extensions = spare::extensions(Arrival { client: Arc::clone(client), target, notes, sent });
-    let keep = !head.close && (!is_old || head.keep_alive);
-    Ok(Arrived { parts, framing: head.framing, expects_continue: head.expect_continue && !is_old, is_head, is_old, keep })
+    Ok(())
 }
 
 /// Fields that layers add to a request or to its answer, which takes over the map.

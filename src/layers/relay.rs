@@ -6,7 +6,8 @@
 //! of the client decides. Answers that come at once, and streams whose client keeps up, pass without a detour.
 
 use std::{
-    pin::Pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -143,23 +144,31 @@ where
     }
 }
 
-/// Absorbs until the client's stream has room for a piece, hands it over, and again.
-async fn pump<B: Source + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) {
-    loop {
-        let mut room = std::pin::pin!(out.reserve());
-        let room = std::future::poll_fn(|cx| {
-            absorber.poll_absorb(cx, &mut Bytes::new());
-            room.as_mut().poll(cx)
-        });
-        let Ok(room) = room.await else { return };
-        let mut gone = std::pin::pin!(out.closed());
-        let piece = std::future::poll_fn(|cx| match gone.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => absorber.poll_piece(cx),
-        });
-        match piece.await {
-            Some(piece) => room.send(piece),
-            None => return,
+/// Absorbs until the client's stream has room for a piece, hands it over, and again. No `async fn`, which would hold the absorber twice.
+fn pump<B: Source + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) -> impl Future<Output = ()> {
+    async move {
+        loop {
+            let room = {
+                let mut room = pin!(out.reserve());
+                poll_fn(|cx| {
+                    absorber.poll_absorb(cx, &mut Bytes::new());
+                    room.as_mut().poll(cx)
+                })
+                .await
+            };
+            let Ok(room) = room else { return };
+            let piece = {
+                let mut gone = pin!(out.closed());
+                poll_fn(|cx| match gone.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(None),
+                    Poll::Pending => absorber.poll_piece(cx),
+                })
+                .await
+            };
+            match piece {
+                Some(piece) => room.send(piece),
+                None => return,
+            }
         }
     }
 }

@@ -6,8 +6,7 @@
 //! of the client decides. Answers that come at once, and streams whose client keeps up, pass without a detour.
 
 use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -132,43 +131,37 @@ where
         let client = this.client.unwrap_or(ClientKey::of(std::net::Ipv4Addr::LOCALHOST.into()));
         // A stream's piece waits for the client's window, where nobody takes it back; and without a length pieces are as they come.
         let largest = if *this.is_pumped || left.is_none() { LARGEST_PIECE } else { appetite::MOST };
-        let absorber = Absorber::new(body, first, left, largest, Place::new(&this.layer.store, &this.layer.config, client));
+        let place = Place::new(&this.layer.store, &this.layer.config, client);
+        // In a place of its own, as whoever is handed it would keep room for it twice.
+        let absorber = Box::new(Absorber::new(body, first, left, largest, place));
         let relayed = if *this.is_pumped {
             let (out, pieces) = mpsc::channel(1);
             tokio::spawn(pump(absorber, out));
             Relayed::Pumped { pieces, left }
         } else {
-            Relayed::Live(Box::new(absorber))
+            Relayed::Live(absorber)
         };
         Poll::Ready(Ok(Response::from_parts(parts, relayed)))
     }
 }
 
-/// Absorbs until the client's stream has room for a piece, hands it over, and again. No `async fn`, which would hold the absorber twice.
-fn pump<B: Source + Unpin>(mut absorber: Absorber<B>, out: mpsc::Sender<Result<Bytes, Refusal>>) -> impl Future<Output = ()> {
-    async move {
-        loop {
-            let room = {
-                let mut room = pin!(out.reserve());
-                poll_fn(|cx| {
-                    absorber.poll_absorb(cx, &mut Bytes::new());
-                    room.as_mut().poll(cx)
-                })
-                .await
-            };
-            let Ok(room) = room else { return };
-            let piece = {
-                let mut gone = pin!(out.closed());
-                poll_fn(|cx| match gone.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(None),
-                    Poll::Pending => absorber.poll_piece(cx),
-                })
-                .await
-            };
-            match piece {
-                Some(piece) => room.send(piece),
-                None => return,
-            }
+/// Absorbs until the client's stream has room for a piece, hands it over, and again.
+async fn pump<B: Source + Unpin>(mut absorber: Box<Absorber<B>>, out: mpsc::Sender<Result<Bytes, Refusal>>) {
+    loop {
+        let mut room = std::pin::pin!(out.reserve());
+        let room = std::future::poll_fn(|cx| {
+            absorber.poll_absorb(cx, &mut Bytes::new());
+            room.as_mut().poll(cx)
+        });
+        let Ok(room) = room.await else { return };
+        let mut gone = std::pin::pin!(out.closed());
+        let piece = std::future::poll_fn(|cx| match gone.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => absorber.poll_piece(cx),
+        });
+        match piece.await {
+            Some(piece) => room.send(piece),
+            None => return,
         }
     }
 }

@@ -17,6 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
+    Connection,
     reply::{self, Sent, Shape},
     wire::{Outgoing, Wire},
 };
@@ -29,7 +30,7 @@ use crate::{
     http::{
         arrival::{Arrival, Moment},
         body::{Absorb, Received},
-        fixture::{Bench, Script, quick},
+        fixture::{Bench, Script, Stack, quick},
         upgrade::{Far, FarEnd},
     },
     layers::{
@@ -79,6 +80,17 @@ async fn echo(mut request: Request<Received>) -> Response<Script> {
 /// The answer without its Date.
 fn plain(answer: &str) -> String {
     answer.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect()
+}
+
+/// Thousands of clients hold one each, and every request moves one.
+#[test]
+fn an_exchange_has_room_for_what_it_waits_for_and_for_little_else() {
+    fn size<F>(_: impl FnOnce(&'static mut Connection<Stack>) -> F) -> usize {
+        size_of::<F>()
+    }
+    let exchange = size(|connection| connection.exchange());
+    let (head, answer) = (size_of::<super::Arrived>() + size_of::<crate::guard::head::HeadScan>(), size_of::<reply::Send<'_, Script>>());
+    assert!(exchange <= head.max(answer) + 160, "{exchange} bytes; a head takes {head}, an answer {answer}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 use std::{
     cell::RefCell,
     convert::Infallible,
+    future::poll_fn,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -71,99 +72,120 @@ impl<S: Clone> Front<S> {
     }
 }
 
-/// Serves one stream until its answer has been handed over or there is nobody to answer.
-pub async fn serve<S, B>(front: Arc<Front<S>>, open: Open, request: Request<RecvStream>, mut respond: SendResponse<Bytes>)
+/// Serves one stream until its answer has been handed over or there is nobody to answer. Each of thousands of streams holds the room
+/// of this future, so what is named across a wait is only what is needed behind it.
+pub fn serve<S, B>(
+    front: Arc<Front<S>>,
+    open: Open,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> impl Future<Output = ()>
 where
     S: Service<Request<Received>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     B: Relay,
 {
-    if front.load.resets.load(Relaxed) > 0 {
-        // Who has reset a stream gets the time to reset this one, too, before it costs anything.
-        tokio::task::yield_now().await;
-    }
-    let (parts, stream) = request.into_parts();
-    let notes = spare::notes(Instant::now());
-    let (request, near) = arrived(&front, Arc::clone(&notes), parts, stream);
-    if std::future::poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
-        return front.load.reset();
-    }
-    let site = front.site();
-    let outcome = {
-        let mut answer = pin!(front.call(request));
-        std::future::poll_fn(|cx| match respond.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => {
-                let outcome = answer.as_mut().poll(cx);
-                for fields in notes.take_hints() {
-                    let mut hint = Response::new(());
-                    (*hint.status_mut(), *hint.headers_mut()) = (StatusCode::EARLY_HINTS, fields);
-                    if respond.send_informational(hint).is_err() {
-                        return Poll::Ready(None);
+    let started = Instant::now();
+    async move {
+        if front.load.resets.load(Relaxed) > 0 {
+            // Who has reset a stream gets the time to reset this one, too, before it costs anything.
+            tokio::task::yield_now().await;
+        }
+        if poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
+            return front.load.reset();
+        }
+        let (site, notes) = (front.site(), spare::notes(started));
+        let outcome = {
+            let (request, near) = arrived(&front, Arc::clone(&notes), request);
+            let mut answer = pin!(front.call(request));
+            poll_fn(|cx| match respond.poll_reset(cx) {
+                Poll::Ready(_) => Poll::Ready(None),
+                Poll::Pending => {
+                    let outcome = answer.as_mut().poll(cx);
+                    for fields in notes.take_hints() {
+                        let mut hint = Response::new(());
+                        (*hint.status_mut(), *hint.headers_mut()) = (StatusCode::EARLY_HINTS, fields);
+                        if respond.send_informational(hint).is_err() {
+                            return Poll::Ready(None);
+                        }
                     }
+                    outcome.map(Result::ok)
                 }
-                outcome.map(Some)
+            })
+            .await
+            .map(|response| (response, near))
+        };
+        let Some((mut answer, body, open)) = begin(&front, &site, outcome, respond, open) else { return };
+        {
+            let mut body = pin!(body);
+            let end = match &mut answer {
+                Some(answer) => poll_fn(|cx| answer.poll(cx, body.as_mut())).await,
+                None => Some(End::Ok),
+            };
+            match end {
+                Some(End::Ok) => {
+                    // Only a whole answer earns anything, or a flood of resets would pay for itself.
+                    front.load.answer();
+                    body.settle(End::Ok);
+                }
+                Some(end) => body.settle(end),
+                None => front.load.reset(),
             }
-        })
-        .await
+        }
+        spare::give_notes(notes);
+        drop(open);
+    }
+}
+
+/// Sends the head of an answer. What is left to be done: the body, and how it goes to the client unless it has ended with the head.
+fn begin<'a, S: Send + Sync + 'static, B: Relay>(
+    front: &'a Front<S>,
+    site: &Site<S>,
+    outcome: Option<(Response<B>, Option<RecvStream>)>,
+    mut respond: SendResponse<Bytes>,
+    open: Open,
+) -> Option<(Option<Answer<'a>>, B, Open)> {
+    let Some((mut response, near)) = outcome else {
+        front.load.reset();
+        return None;
     };
-    let Some(Ok(mut response)) = outcome else { return front.load.reset() };
     if let Some(near) = near {
         match extended_connect::outcome(&mut response) {
             Outcome::Open(far) => {
                 let head = Response::from_parts(response.into_parts().0, ());
-                let Ok(send) = respond.send_response(head, false) else { return respond.send_reset(Reason::INTERNAL_ERROR) };
-                let (idle, spread, sites) = (site.tunnel_idle, site.tunnel_spread, Arc::clone(&front.sites));
-                let life = Life { idle, spread, is_draining: move || sites.is_draining() };
-                return extended_connect::tunnel(NearEnd::new(send, near), far, front.clock.enrol(u64::MAX), life, open);
+                match respond.send_response(head, false) {
+                    Ok(send) => {
+                        let (idle, spread, sites) = (site.tunnel_idle, site.tunnel_spread, Arc::clone(&front.sites));
+                        let life = Life { idle, spread, is_draining: move || sites.is_draining() };
+                        extended_connect::tunnel(NearEnd::new(send, near), far, front.clock.enrol(u64::MAX), life, open);
+                    }
+                    Err(_) => respond.send_reset(Reason::INTERNAL_ERROR),
+                }
+                return None;
             }
             Outcome::Ignored => {
                 if respond.send_response(Response::from_parts(response.into_parts().0, ()), true).is_err() {
                     respond.send_reset(Reason::INTERNAL_ERROR);
                 }
-                return;
+                return None;
             }
             Outcome::Answered => {}
         }
     }
-    hand_over(&front, &site, respond, response).await;
-    spare::give_notes(notes);
-    drop(open);
-}
-
-/// Sends the answer, and says to whoever made it how that ended.
-async fn hand_over<S, B: Relay>(front: &Front<S>, site: &Site<S>, mut respond: SendResponse<Bytes>, response: Response<B>) {
     let (mut parts, body) = response.into_parts();
     complete(&mut parts.headers, &body);
-    let mut body = pin!(body);
     let is_end = body.is_end_stream();
     let Ok(send) = respond.send_response(Response::from_parts(parts, ()), is_end) else {
-        return respond.send_reset(Reason::INTERNAL_ERROR);
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return None;
     };
-    let end = if is_end {
-        Some(End::Ok)
-    } else {
-        let patience = site.timeouts.write_stall.as_millis();
-        let mut answer = Answer { send, rest: Bytes::new(), stall: None, patience, load: &front.load, clock: &front.clock };
-        std::future::poll_fn(|cx| answer.poll(cx, body.as_mut())).await
-    };
-    match end {
-        Some(End::Ok) => {
-            // Only a whole answer earns anything, or a flood of resets would pay for itself.
-            front.load.answer();
-            body.settle(End::Ok);
-        }
-        Some(end) => body.settle(end),
-        None => front.load.reset(),
-    }
+    let patience = site.timeouts.write_stall.as_millis();
+    let answer = Answer { send, rest: Bytes::new(), stall: None, patience, load: &front.load, clock: &front.clock };
+    Some(((!is_end).then_some(answer), body, open))
 }
 
 /// The request as the stack gets it; of an extended CONNECT also the client's side of its stream.
-fn arrived<S>(
-    front: &Front<S>,
-    notes: Arc<Notes>,
-    mut parts: http::request::Parts,
-    stream: RecvStream,
-) -> (Request<Received>, Option<RecvStream>) {
+fn arrived<S>(front: &Front<S>, notes: Arc<Notes>, request: Request<RecvStream>) -> (Request<Received>, Option<RecvStream>) {
+    let (mut parts, stream) = request.into_parts();
     let target = parts.uri.path_and_query().map_or(Bytes::new(), |target| spare::cut(target.as_str().as_bytes()));
     let mut sent = Names::NONE;
     parts.headers.keys().for_each(|name| sent.add(name));

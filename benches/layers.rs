@@ -23,7 +23,7 @@ use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use palisade::{
-    accept::{client::Client, pace::Sweep},
+    accept::{beat::Sweep, client::Client},
     config::Config,
     guard::{
         Limits,

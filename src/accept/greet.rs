@@ -25,11 +25,11 @@ use tokio_rustls::{StartHandshake, server::TlsStream};
 
 use super::{
     Gate,
+    beat::Beat,
     client::{Client, Scheme, unmapped},
     counters::{Failure, Rejected},
     limit::Permit,
     listener::Protocol,
-    pace::Beat,
     proxy_protocol::{Announced, LONGEST, ProxyProtocol, Verdict},
     sealing::{FLIGHT, Sealing},
     stream::{Stream, Transport},

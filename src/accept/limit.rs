@@ -21,7 +21,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{client::ClientKey, counters::Rejected, pace::Sweep, trusted::is_in};
+use super::{beat::Sweep, client::ClientKey, counters::Rejected, trusted::is_in};
 use crate::units::{OneOrMany, Rate};
 
 /// The part of `[limits]` in `proxy.toml` that is about connections.

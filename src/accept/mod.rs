@@ -4,6 +4,7 @@
 //! gives each connection a task, in which `greet` reads the PROXY line and shakes hands under one deadline and the caller's handler
 //! goes on. Nothing in here ends the process: when descriptors run out, the connection with the least progress goes.
 
+pub mod beat;
 pub mod certificate;
 pub mod client;
 pub mod counters;
@@ -35,12 +36,13 @@ use tokio::{
 };
 
 use self::{
+    beat::Sweep,
     client::{Client, Scheme, unmapped},
     counters::Counters,
     greet::Manner,
     limit::{HONEST, Limits, Permit},
     listener::{Bound, Listening, Protocol},
-    pace::{Sweep, Timeouts},
+    pace::Timeouts,
     proxy_protocol::ProxyProtocol,
     stream::{Stream, Transport},
     tls::Terminator,

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::upgrade::{Far, FarEnd, Life, between};
 use crate::{
-    accept::{limit::HONEST, pace::Beat},
+    accept::{beat::Beat, limit::HONEST},
     layers::handshake::Extended,
 };
 

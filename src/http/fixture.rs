@@ -28,8 +28,9 @@ use super::{
 };
 use crate::{
     accept::{
+        beat::Sweep,
         client::Client,
-        pace::{Rates, Sweep, Timeouts},
+        pace::{Rates, Timeouts},
         stream::Stream,
     },
     guard::Limits,

@@ -45,7 +45,7 @@ use super::{
     Sites,
     body::{Received, Relay},
 };
-use crate::accept::{client::Client, pace::Beat, stream::Stream};
+use crate::accept::{beat::Beat, client::Client, stream::Stream};
 
 /// Serves one connection until it ends.
 pub async fn serve<S, B>(sites: Arc<Sites<S>>, stream: Stream, client: Arc<Client>, beat: Beat)

@@ -20,7 +20,7 @@ use super::{
     one::wire::Wire,
     websocket::{Frames, RESTARTING},
 };
-use crate::{accept::pace::Beat, units::Deadline};
+use crate::{accept::beat::Beat, units::Deadline};
 
 /// Puma's end of a tunnel, as an extension of the 101.
 #[derive(Clone)]

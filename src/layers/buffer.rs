@@ -25,8 +25,9 @@ use super::{
 };
 use crate::{
     accept::{
+        beat::{Beat, Sweep},
         client::ClientKey,
-        pace::{Beat, Pace, Rates, Sweep, Timeouts},
+        pace::{Pace, Rates, Timeouts},
     },
     http::{
         arrival::{Arrival, Moment},

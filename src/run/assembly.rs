@@ -14,10 +14,10 @@ use super::{StartError, figures};
 use crate::{
     accept::{
         Gate,
+        beat::Sweep,
         counters::Counters,
         limit,
         listener::{self, Protocol},
-        pace::Sweep,
         tls::Terminator,
     },
     admin,

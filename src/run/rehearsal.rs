@@ -7,7 +7,7 @@ use tower_service::Service;
 
 use super::assembly::{Concealed, Shared, layers, site};
 use crate::{
-    accept::pace::Sweep,
+    accept::beat::Sweep,
     config::Config,
     http::{
         Sites,

@@ -9,34 +9,29 @@ pub mod reader;
 mod reply;
 mod request;
 mod response;
+mod waiting;
 pub mod wire;
 
-use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, task::Poll, time::Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
-use tokio::sync::oneshot;
 use tower_service::Service;
 
 use self::{
-    reader::{Reader, Returned},
+    reader::Reader,
     reply::Sent,
     request::Arrived,
+    waiting::{Asked, Away},
     wire::{Ended, Outgoing, Wire},
 };
 use crate::{
-    accept::{client::Client, pace::Beat, stream::Stream},
+    accept::{beat::Beat, client::Client, stream::Stream},
     guard::{Framing, head::HeadScan, rule::Rule},
     http::{
         Site, Sites,
-        arrival::{Arrival, Moment, Notes},
+        arrival::Arrival,
         body::{Received, Relay},
         pause::others_first,
         spare, upgrade,
@@ -92,16 +87,6 @@ struct Connection<S> {
     served: u32,
 }
 
-/// What must be known of a request when its answer comes.
-struct Asked {
-    notes: Arc<Notes>,
-    is_head: bool,
-    is_old: bool,
-    keep: bool,
-    /// The client sends nothing behind it (RFC 9112 §9.6).
-    says_goodbye: bool,
-}
-
 /// What follows an exchange.
 enum Next<B> {
     /// Another request may come.
@@ -122,15 +107,6 @@ enum Next<B> {
 struct Switch<B> {
     hints: Bytes,
     response: Response<B>,
-}
-
-/// What an exchange waits for beside its answer.
-struct Away {
-    /// Brings the socket back when the body has been read.
-    body: Option<oneshot::Receiver<Returned>>,
-    clean: bool,
-    /// Interim answers on their way out.
-    hints: Outgoing,
 }
 
 impl<S, B> Connection<S>
@@ -180,7 +156,7 @@ where
         };
         let outcome = {
             let (mut away, answer) = (away, pin!(self.stack.call(request)));
-            away.wait_for(answer, &mut self.wire, &asked).await.map(|outcome| (outcome, away))
+            away.wait_for(answer, &mut self.wire, &asked).await.map(|response| (response, away))
         };
         let sending = match self.reply(outcome, &asked) {
             Ok(sending) => sending,
@@ -198,12 +174,8 @@ where
     }
 
     /// Begins to write the answer, if there is one and somebody to have it.
-    fn reply(&mut self, outcome: Option<(Result<Response<B>, Infallible>, Away)>, asked: &Asked) -> Result<reply::Send<'_, B>, Next<B>> {
-        let (response, mut away) = match outcome {
-            Some((Ok(response), away)) => (response, away),
-            Some((Err(never), _)) => match never {},
-            None => return Err(Next::Nothing),
-        };
+    fn reply(&mut self, outcome: Option<(Response<B>, Away)>, asked: &Asked) -> Result<reply::Send<'_, B>, Next<B>> {
+        let Some((response, mut away)) = outcome else { return Err(Next::Nothing) };
         away.come_home(&mut self.wire);
         let Some(wire) = &self.wire else { return Err(Next::Nothing) };
         if reply::is_to_nobody(&response) {
@@ -224,12 +196,12 @@ where
     async fn next(&mut self, started: Instant) -> Result<Option<(Request<Received>, Away, Asked)>, Refusal> {
         let mut arrived = None;
         self.read_head(started, &mut arrived).await?;
-        Ok(self.begin(&mut arrived))
+        Ok(arrived.and_then(|arrived| self.begin(arrived)))
     }
 
-    /// Makes a request of a head that has come, if one has.
-    fn begin(&mut self, arrived: &mut Option<Arrived>) -> Option<(Request<Received>, Away, Asked)> {
-        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived.take()?;
+    /// Makes a request of its head.
+    fn begin(&mut self, arrived: Arrived) -> Option<(Request<Received>, Away, Asked)> {
+        let Arrived { parts, framing, expects_continue, is_head, is_old, keep } = arrived;
         self.served = self.served.saturating_add(1);
         let notes = Arc::clone(&parts.extensions.get::<Arrival>()?.notes);
         // Behind a body some clients send an empty line more than they should (RFC 9112 §2.2).
@@ -258,20 +230,18 @@ where
     fn body(&mut self, framing: Framing, invite: bool) -> Option<(Received, Away)> {
         let wire = self.wire.as_mut()?;
         wire.beat.unlimited();
-        let here = Away { body: None, clean: true, hints: Outgoing::default() };
-        let away = |home| Away { body: Some(home), clean: false, hints: Outgoing::default() };
         Some(match framing {
-            Framing::None => (Received::None, here),
+            Framing::None => (Received::None, Away::here()),
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(length) if length <= wire.input.len() => (Received::Whole(wire.take(length)), here),
+                Ok(length) if length <= wire.input.len() => (Received::Whole(wire.take(length)), Away::here()),
                 _ => {
                     let (reader, home) = Reader::of_length(self.wire.take()?, length, self.site.limits, invite);
-                    (Received::One(Box::new(reader)), away(home))
+                    (Received::One(Box::new(reader)), Away::until(home))
                 }
             },
             Framing::Chunked => {
                 let (reader, home) = Reader::of_chunks(self.wire.take()?, self.site.limits, invite);
-                (Received::One(Box::new(reader)), away(home))
+                (Received::One(Box::new(reader)), Away::until(home))
             }
         })
     }
@@ -337,77 +307,6 @@ impl<B> Switch<B> {
     }
 }
 
-impl Away {
-    /// Waits for the answer, and meanwhile for the client to go away: a request that Puma has not seen yet is given up then.
-    /// A client may close its sending side and still wait (RFC 9112 §9.6), so an admitted request is carried on.
-    fn wait_for<'a, F, R>(
-        &'a mut self,
-        mut answer: Pin<&'a mut F>,
-        wire: &'a mut Option<Wire>,
-        asked: &'a Asked,
-    ) -> impl Future<Output = Option<F::Output>>
-    where
-        F: Future<Output = Result<R, Infallible>>,
-    {
-        std::future::poll_fn(move |cx| {
-            let outcome = answer.as_mut().poll(cx);
-            self.poll_home(cx, wire);
-            let Some(wire) = wire else { return outcome.map(Some) };
-            if !asked.is_old {
-                for fields in asked.notes.take_hints() {
-                    let mut all = self.hints.head.to_vec();
-                    all.extend_from_slice(&response::interim(StatusCode::EARLY_HINTS, &fields));
-                    self.hints.head = Bytes::from(all);
-                }
-            }
-            let is_gone = self.hints.has_remaining() && matches!(wire.poll_send(cx, &mut self.hints), Poll::Ready(Err(_)));
-            if outcome.is_ready() {
-                return outcome.map(Some);
-            }
-            if is_gone {
-                return Poll::Ready(None);
-            }
-            while wire.input.len() < AHEAD && !wire.has_ended() {
-                match wire.poll_fill(cx) {
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Ready(Err(Ended::Over)) => return Poll::Ready(None),
-                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) if asked.notes.when(Moment::Admitted).is_none() => {
-                        return Poll::Ready(None);
-                    }
-                    Poll::Ready(Err(Ended::Closed | Ended::Broken)) | Poll::Pending => break,
-                }
-            }
-            Poll::Pending
-        })
-    }
-
-    fn poll_home(&mut self, cx: &mut Context<'_>, wire: &mut Option<Wire>) {
-        if let Some(body) = &mut self.body
-            && let Poll::Ready(returned) = Pin::new(body).poll(cx)
-        {
-            self.has_returned(returned.ok(), wire);
-        }
-    }
-
-    /// The socket is back once whoever had the body is done, as all are who have answered.
-    fn come_home(&mut self, wire: &mut Option<Wire>) {
-        if let Some(body) = &mut self.body {
-            let returned = body.try_recv().ok();
-            self.has_returned(returned, wire);
-        }
-    }
-
-    fn has_returned(&mut self, returned: Option<Returned>, wire: &mut Option<Wire>) {
-        self.body = None;
-        if let Some(Returned { wire: here, clean }) = returned {
-            *wire = Some(here);
-            self.clean = clean;
-        }
-    }
-}
-
-/// Bytes that a client may send ahead while it waits for its answer.
-const AHEAD: usize = 16 * 1024;
 /// Bytes of empty lines that are waited upon as if nothing had come.
 const EMPTY_LINES: usize = 4;
 /// Milliseconds from its start in which a connection may still bring its first request when Palisade drains.

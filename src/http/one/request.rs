@@ -52,15 +52,16 @@ pub fn take(
             return Ok(false);
         }
         let bytes = wire.take(head.len);
+        let is_old = matches!(head.version, guard::Version::Http10);
         let arrived = arrived.insert(Arrived {
             parts: Request::new(()).into_parts().0,
             framing: head.framing,
-            expects_continue: false,
-            is_head: false,
-            is_old: matches!(head.version, guard::Version::Http10),
-            keep: false,
+            expects_continue: head.expect_continue && !is_old,
+            is_head: head.method.of(&bytes) == Method::HEAD.as_str().as_bytes(),
+            is_old,
+            keep: !head.close && (!is_old || head.keep_alive),
         });
-        build(head, &bytes, client, started, arrived).map(|()| true)
+        build(head, &bytes, client, started, &mut arrived.parts).map(|()| true)
     })
 }
 
@@ -72,14 +73,14 @@ pub fn glimpse(input: &[u8]) -> (&[u8], &[u8]) {
     (method.get(..32).unwrap_or(method), target.get(..1024).unwrap_or(target))
 }
 
-fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant, arrived: &mut Arrived) -> Result<(), Refusal> {
+/// Puts into `parts` what the head says.
+fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant, parts: &mut request::Parts) -> Result<(), Refusal> {
     let slice = |span: guard::Span| -> Bytes {
         let (start, end) = (span.start as usize, span.end as usize);
         if start <= end && end <= bytes.len() { bytes.slice(start..end) } else { Bytes::new() }
     };
-    let method = Method::from_bytes(head.method.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G6))?;
+    parts.method = Method::from_bytes(head.method.of(bytes)).map_err(|_| Refusal::BadFraming(Rule::G6))?;
     let target = slice(head.target);
-    let parts = &mut arrived.parts;
     // http::Uri refuses some bytes that browsers send raw; layers read `Arrival::target`.
     parts.uri = Uri::from_maybe_shared(target.clone()).unwrap_or_default();
     parts.headers = spare::fields();
@@ -93,11 +94,10 @@ fn build(head: &Head, bytes: &Bytes, client: &Arc<Client>, started: Instant, arr
         sent.add(&name);
         parts.headers.try_append(name, value).map_err(|_| Refusal::HeaderTooLarge(Rule::G9Size))?;
     }
-    arrived.is_head = method == Method::HEAD;
-    arrived.expects_continue = head.expect_continue && !arrived.is_old;
-    arrived.keep = !head.close && (!arrived.is_old || head.keep_alive);
-    parts.method = method;
-    parts.version = if arrived.is_old { Version::HTTP_10 } else { Version::HTTP_11 };
+    parts.version = match head.version {
+        guard::Version::Http10 => Version::HTTP_10,
+        guard::Version::Http11 => Version::HTTP_11,
+    };
     let notes = spare::notes(started);
     notes.observe_all(head.observed);
     parts.extensions = spare::extensions(Arrival { client: Arc::clone(client), target, notes, sent });

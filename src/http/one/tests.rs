@@ -17,16 +17,17 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    Connection,
+    Arrived, Connection,
     reply::{self, Sent, Shape},
     wire::{Outgoing, Wire},
 };
 use crate::{
     accept::{
-        pace::{Rates, Sweep, Timeouts},
+        beat::Sweep,
+        pace::{Rates, Timeouts},
         stream::Stream,
     },
-    guard::{Limits, chunked::Chunked, rule::Rule},
+    guard::{Limits, chunked::Chunked, head::HeadScan, rule::Rule},
     http::{
         arrival::{Arrival, Moment},
         body::{Absorb, Received},
@@ -89,7 +90,7 @@ fn an_exchange_has_room_for_what_it_waits_for_and_for_little_else() {
         size_of::<F>()
     }
     let exchange = size(|connection| connection.exchange());
-    let (head, answer) = (size_of::<super::Arrived>() + size_of::<crate::guard::head::HeadScan>(), size_of::<reply::Send<'_, Script>>());
+    let (head, answer) = (size_of::<Arrived>() + size_of::<HeadScan>(), size_of::<reply::Send<'_, Script>>());
     assert!(exchange <= head.max(answer) + 160, "{exchange} bytes; a head takes {head}, an answer {answer}");
 }
 

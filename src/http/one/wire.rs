@@ -14,7 +14,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::accept::{
-    pace::{Beat, fill_at},
+    beat::Beat,
+    pace::fill_at,
     stream::{Stream, Transport},
 };
 

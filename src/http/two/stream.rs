@@ -26,7 +26,7 @@ use super::{
     watch::{Load, Open},
 };
 use crate::{
-    accept::{client::Client, pace::Sweep},
+    accept::{beat::Sweep, client::Client},
     http::{
         Site, Sites,
         arrival::{Arrival, Names, Notes},

@@ -4,6 +4,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -13,12 +14,16 @@ use tokio::{
     sync::oneshot,
 };
 
+use super::{
+    stream::{self, Front},
+    watch::Open,
+};
 use crate::{
     accept::pace::Timeouts,
     http::{
         arrival::Arrival,
         body::Received,
-        fixture::{Bench, Script, WAIT, quick},
+        fixture::{Bench, Script, Stack, WAIT, quick},
         upgrade::{Far, FarEnd},
     },
     layers::handshake::Extended,
@@ -125,6 +130,16 @@ async fn draining_answers_what_is_under_way_and_ends() {
     unused.sites.drain();
     unused.sweep.wake_all();
     unused.ended().await;
+}
+
+/// A connection has room for a hundred of them.
+#[test]
+fn a_stream_has_room_for_its_request_and_for_one_stage_of_its_answer() {
+    fn size<F>(_: impl FnOnce(Arc<Front<Stack>>, Open, Request<RecvStream>, SendResponse<Bytes>) -> F) -> usize {
+        size_of::<F>()
+    }
+    let stream = size(stream::serve::<Stack, Script>);
+    assert!(stream <= size_of::<Request<RecvStream>>() + size_of::<Script>() + 240, "{stream} bytes");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::{
 
 use super::stalls::Stalls;
 use crate::{
-    accept::pace::{Pace, Sweep},
+    accept::{beat::Sweep, pace::Pace},
     http::{Site, Sites},
 };
 

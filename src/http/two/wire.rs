@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::watch::Load;
 use crate::{
     accept::{
-        pace::{Pulse, Sweep, fill_at},
+        beat::{Pulse, Sweep},
+        pace::fill_at,
         stream::Stream,
     },
     http::frames::{CALM, Meter, UPDATE_EVERY},

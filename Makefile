@@ -6,9 +6,14 @@ FLAGS =
 COUNTERS = $(CURDIR)/target/counters
 # What a request's way is like, for the compiler (`make profile`). Where RUSTFLAGS is set, cargo takes that instead.
 PROFILE = "-Cprofile-use=$(CURDIR)/benches/palisade.profdata", "-Cllvm-args=-no-pgo-warn-mismatch"
-RELEASE = $(CARGO) build --release --locked --config 'build.rustflags=[$(FLAGS)$(PROFILE)]'
+# Functions that run together lie together (`make order`): for LLD, with which the compiler links by itself on this platform only.
+# With another linker: `make build ORDER=`.
+ifeq ($(shell rustc -vV | grep -o 'x86_64-unknown-linux-gnu'),x86_64-unknown-linux-gnu)
+ORDER = , "-Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/benches/palisade.order", "-Clink-arg=-Wl,--no-warn-symbol-ordering"
+endif
+RELEASE = $(CARGO) build --release --locked --config 'build.rustflags=[$(FLAGS)$(PROFILE)$(ORDER)]'
 
-.PHONY: demo build static profile test lint check reference fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
+.PHONY: demo build static profile order test lint check reference fuzz bench bench-build bench-layers bench-instructions bench-accept bench-large bench-flat
 
 # A small Rack app on real Puma behind Palisade, on loopback only; ends with Ctrl-C.
 demo: build
@@ -27,6 +32,10 @@ profile:
 	CARGO_TARGET_DIR=$(COUNTERS) RUSTFLAGS="-Cprofile-generate=$(COUNTERS)/raw" $(CARGO) build --release --locked --bin palisade
 	@rustc --edition 2024 -O benches/origin.rs -o $(COUNTERS)/release/origin
 	CARGO_TARGET_DIR=$(COUNTERS) benches/profile.py --raw $(COUNTERS)/raw $(if $(INSTALL),--install)
+
+# Which functions those are, for the linker, after `profile` or with other dependencies. benches/order.py.
+order: bench-build
+	@benches/order.py $(if $(INSTALL),--install)
 
 # Every test, unit to end-to-end, against a real Puma. Says what it skipped and why; with CI set, a skip is a failure.
 test:

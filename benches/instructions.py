@@ -77,18 +77,14 @@ def main():
     sys.exit("\n" + "\n".join(problems))
 
 
-def measure(given, path, h1, tls, body=0, headers=()):
+def measure(given, **workload):
     """Instructions and allocations of one request."""
     with stand.Stand(given.palisade) as place:
         out = place.dir / "callgrind.out"
         valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}", "--collect-systime=no"]
         keys = ["server.sandbox=off"]
         server = place.proxy("palisade", keys=keys, before=valgrind, cpus=",".join(map(str, stand.CPUS)))
-        port, data = (server.https if tls else server.http), []
-        if body:
-            (place.dir / "body").write_bytes(b"x" * body)
-            data = [f"--data={place.dir / 'body'}", "-H", "content-type: application/octet-stream"]
-        send = lambda count: requests(place, f"{'https' if tls else 'http'}://localhost:{port}{path}", count, h1, headers, data)
+        send = lambda count: load(place, server, count, **workload)
         send(WARM)
         control = lambda *words: subprocess.run(["callgrind_control", *words, str(server.process.pid)], check=True, capture_output=True, timeout=60)
         control("-z")
@@ -100,10 +96,14 @@ def measure(given, path, h1, tls, body=0, headers=()):
         return read(dumps[0], given.top)
 
 
-def requests(place, url, count, h1, headers, data):
+def load(place, server, count, path, h1, tls, body=0, headers=()):
     """So many requests, one after the other on one connection."""
-    argv = ["h2load", "-c1", "-m1", f"-n{count}", *(["--h1"] if h1 else []), *data]
+    argv = ["h2load", "-c1", "-m1", f"-n{count}", *(["--h1"] if h1 else [])]
     argv += [word for header in headers for word in ("-H", header)]
+    if body:
+        (place.dir / "body").write_bytes(b"x" * body)
+        argv += [f"--data={place.dir / 'body'}", "-H", "content-type: application/octet-stream"]
+    url = f"https://localhost:{server.https}{path}" if tls else f"http://localhost:{server.http}{path}"
     done = subprocess.run([*argv, url], capture_output=True, text=True, timeout=300)
     if f"{count} succeeded" not in done.stdout:
         sys.exit(f"h2load: {done.stdout[-800:]}")

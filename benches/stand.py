@@ -170,8 +170,8 @@ class Stand(contextlib.AbstractContextManager):
         both.chmod(0o600)
         return cert, key, both
 
-    def proxy(self, kind, unix=False, name=None, workers=None, cpus=None, **more):
-        """Starts a proxy and gives it with its ports."""
+    def proxy(self, kind, unix=False, name=None, workers=None, cpus=None, visit=True, **more):
+        """Starts a proxy and gives it with its ports; with `visit` when a connection to each of them was taken."""
         name = name or kind + ("-unix" if unix else "")
         http, https, folder = free_port(), free_port(), self.dir / name
         folder.mkdir()
@@ -181,7 +181,7 @@ class Stand(contextlib.AbstractContextManager):
         values = dict(http=http, https=https, dir=folder, cert=self.cert, key=self.key, both=self.both, workers=workers)
         values |= dict(files=self.files, connections=(self.files - 300) // 2, user=getpass.getuser())
         argv = getattr(self, kind)(folder, values, up, **more)
-        server = self.start(argv, cpus, name, (http, https))
+        server = self.start(argv, cpus, name, (http, https) if visit else ())
         server.http, server.https = http, https
         return server
 

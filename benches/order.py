@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Which functions lie together in the binary: what runs when a process starts, then what runs for a request.
+
+    make order                 # runs target/release/palisade under callgrind, writes benches/palisade.order, to be committed
+    benches/order.py --check   # fails where too many of its names are no longer in the binary
+
+The kernel maps at least 64 KiB around each page of a file that is touched, so functions that are strewn over the file make most of it
+resident. `make build` gives the list to the linker, which lays the functions in that order and the others behind them. A name that is
+no longer there is passed over. Names hold the version of a crate, not the folder it was built in: the list is made anew after `make
+profile` and when dependencies change. Needs valgrind, h2load and openssl; `make order INSTALL=1` installs what is missing.
+"""
+
+import argparse
+import collections
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import instructions
+import stand
+
+ORDER = stand.HERE / "palisade.order"
+# In seconds, under valgrind: longer than a start, and than what a process does by the clock takes to come round.
+AT_REST = 10
+# Part of the names that still has to be there.
+ENOUGH = 0.8
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--palisade")
+    arguments.add_argument("--install", action="store_true")
+    arguments.add_argument("--check", action="store_true")
+    given = arguments.parse_args()
+    if given.check:
+        return check(given.palisade or stand.TARGET / "palisade")
+    stand.need(["valgrind", "h2load", "openssl"], given.install)
+    stand.end_well()
+    with stand.Stand(given.palisade) as place:
+        # Nobody visits the first one, so that it runs nothing of what a request meets.
+        rest = run(place, "rest", visit=False, load=lambda server: time.sleep(AT_REST))
+        busy = run(place, "busy", visit=True, load=lambda server: [instructions.load(place, server, instructions.WARM, **load) for load in instructions.WORKLOADS.values()])
+    both = [name for name, _ in reversed(busy.most_common()) if name in rest]
+    order = [name for name in rest if name not in busy] + both + [name for name, _ in busy.most_common() if name not in rest]
+    ORDER.write_text("\n".join(order) + "\n")
+    print(f"{ORDER.relative_to(stand.HERE.parent)} is written: {len(rest)} functions of a process at rest, {len(busy)} of requests, {len(both)} of both")
+
+
+def check(binary):
+    """Whether the list is of this binary, more or less."""
+    symbols = subprocess.run(["nm", "--defined-only", "--format=posix", binary], capture_output=True, text=True, check=True).stdout
+    known, wanted = {line.split()[0] for line in symbols.splitlines()}, ORDER.read_text().split()
+    found = sum(name in known for name in wanted)
+    print(f"{found} of the {len(wanted)} functions of {ORDER.relative_to(stand.HERE.parent)} are in {binary}")
+    if found < ENOUGH * len(wanted):
+        sys.exit("the others are compiled differently now: make order, and commit the file")
+
+
+def run(place, name, visit, load):
+    """Instructions by function of a process under this load."""
+    out = place.dir / f"{name}.callgrind"
+    valgrind = ["valgrind", "-q", "--tool=callgrind", "--demangle=no", f"--callgrind-out-file={out}"]
+    server = place.proxy("palisade", name=name, before=valgrind, visit=visit, cpus=",".join(map(str, stand.CPUS)))
+    if visit:
+        subprocess.run(["callgrind_control", "-z", str(server.process.pid)], check=True, capture_output=True, timeout=60)
+    load(server)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(60)
+    return spent(out, place.palisade_binary)
+
+
+def spent(dump, binary):
+    """Instructions by function of the binary, as the linker names them."""
+    names, counts, within, function = {}, collections.Counter(), False, ""
+    for line in dump.read_text().splitlines():
+        named = re.match(r"(c?)(ob|fn)=(\(\d+\))(?: (.*))?$", line)
+        if named:
+            called, kind, key, name = named.groups()
+            name = names.setdefault((kind, key), name)
+            if kind == "ob" and not called:
+                within = name == str(binary)
+            elif kind == "fn" and not called:
+                function = name.split("'")[0]
+        elif within and function[:1].isidentifier() and (line[:1].isdigit() or line[:1] in ("+", "-", "*")):
+            counts[function] += int((line.split() + ["0"])[1])
+    return counts
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@
 
 The kernel maps at least 64 KiB around each page of a file that is touched, so functions that are strewn over the file make most of it
 resident. `make build` gives the list to the linker, which lays the functions in that order and the others behind them. A name that is
-no longer there is passed over. Names hold the version of a crate, not the folder it was built in: the list is made anew after `make
-profile` and when dependencies change. Needs valgrind, h2load and openssl; `make order INSTALL=1` installs what is missing.
+no longer there is passed over. Names hold the versions and features of all that a crate depends on, and not where it was built: the list
+is made anew when a dependency changes, and after `make profile`. Needs valgrind, h2load and openssl; `make order INSTALL=1` installs what
+is missing.
 """
 
 import argparse
@@ -26,6 +27,8 @@ ORDER = stand.HERE / "palisade.order"
 AT_REST = 10
 # Part of the names that still has to be there.
 ENOUGH = 0.8
+# What the first line says; to the linker it is a comment.
+MADE_WITH = "# made with "
 
 
 def main():
@@ -44,18 +47,27 @@ def main():
         busy = run(place, "busy", visit=True, load=lambda server: [instructions.load(place, server, instructions.WARM, **load) for load in instructions.WORKLOADS.values()])
     both = [name for name, _ in reversed(busy.most_common()) if name in rest]
     order = [name for name in rest if name not in busy] + both + [name for name, _ in busy.most_common() if name not in rest]
-    ORDER.write_text("\n".join(order) + "\n")
+    ORDER.write_text("\n".join([f"{MADE_WITH}{compiler()}", *order]) + "\n")
     print(f"{ORDER.relative_to(stand.HERE.parent)} is written: {len(rest)} functions of a process at rest, {len(busy)} of requests, {len(both)} of both")
 
 
 def check(binary):
     """Whether the list is of this binary, more or less."""
+    made_with, *wanted = ORDER.read_text().splitlines()
+    if made_with != f"{MADE_WITH}{compiler()}":
+        print(f"not checked: the list was made with {made_with.removeprefix(MADE_WITH)}, this is {compiler()}, and names hold the compiler's version")
+        return
     symbols = subprocess.run(["nm", "--defined-only", "--format=posix", binary], capture_output=True, text=True, check=True).stdout
-    known, wanted = {line.split()[0] for line in symbols.splitlines()}, ORDER.read_text().split()
+    known = {line.split()[0] for line in symbols.splitlines()}
     found = sum(name in known for name in wanted)
     print(f"{found} of the {len(wanted)} functions of {ORDER.relative_to(stand.HERE.parent)} are in {binary}")
     if found < ENOUGH * len(wanted):
-        sys.exit("the others are compiled differently now: make order, and commit the file")
+        sys.exit("the others have other names now, as with each change of a dependency: make order, and commit the file with it")
+
+
+def compiler():
+    """As it names itself."""
+    return subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True, cwd=stand.HERE.parent).stdout.strip()
 
 
 def run(place, name, visit, load):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Which functions lie together in the binary: what runs when a process starts, then what runs for a request.
 
-    make order                 # runs target/release/palisade under callgrind, writes benches/palisade.order, to be committed
-    benches/order.py --check   # fails where too many of its names are no longer in the binary
+    make order                 # runs what make build and make static build, writes benches/palisade.order, to be committed
+    benches/order.py --check   # fails where too many of its names are no longer in target/release/palisade
 
 The kernel maps at least 64 KiB around each page of a file that is touched, so functions that are strewn over the file make most of it
 resident. `make build` gives the list to the linker, which lays the functions in that order and the others behind them. A name that is
@@ -13,6 +13,7 @@ is missing.
 
 import argparse
 import collections
+import platform
 import re
 import signal
 import subprocess
@@ -27,33 +28,43 @@ ORDER = stand.HERE / "palisade.order"
 AT_REST = 10
 # Part of the names that still has to be there.
 ENOUGH = 0.8
-# What the first line says; to the linker it is a comment.
+# What the first line says; to the linker it is a comment, as is the other.
 MADE_WITH = "# made with "
+STATIC = "# of `make static`, whose names are others"
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--palisade")
     arguments.add_argument("--install", action="store_true")
     arguments.add_argument("--check", action="store_true")
     given = arguments.parse_args()
+    dynamic = stand.TARGET / "palisade"
     if given.check:
-        return check(given.palisade or stand.TARGET / "palisade")
+        return check(dynamic)
     stand.need(["valgrind", "h2load", "openssl"], given.install)
     stand.end_well()
-    with stand.Stand(given.palisade) as place:
+    static = stand.TARGET.parent / f"{platform.machine()}-unknown-linux-gnu" / "release" / "palisade"
+    first, second = order(dynamic), order(static)
+    both = [f"{MADE_WITH}{compiler()}", *first, STATIC, *(name for name in second if name not in set(first))]
+    ORDER.write_text("\n".join(both) + "\n")
+    print(f"{ORDER.relative_to(stand.HERE.parent)} is written")
+
+
+def order(binary):
+    """The functions of a binary that run, as they should lie."""
+    with stand.Stand(binary) as place:
         # Nobody visits the first one, so that it runs nothing of what a request meets.
         rest = run(place, "rest", visit=False, load=lambda server: time.sleep(AT_REST))
         busy = run(place, "busy", visit=True, load=lambda server: [instructions.load(place, server, instructions.WARM, **load) for load in instructions.WORKLOADS.values()])
     both = [name for name, _ in reversed(busy.most_common()) if name in rest]
-    order = [name for name in rest if name not in busy] + both + [name for name, _ in busy.most_common() if name not in rest]
-    ORDER.write_text("\n".join([f"{MADE_WITH}{compiler()}", *order]) + "\n")
-    print(f"{ORDER.relative_to(stand.HERE.parent)} is written: {len(rest)} functions of a process at rest, {len(busy)} of requests, {len(both)} of both")
+    print(f"{binary}: {len(rest)} functions of a process at rest, {len(busy)} of requests, {len(both)} of both", flush=True)
+    return [name for name in rest if name not in busy] + both + [name for name, _ in busy.most_common() if name not in rest]
 
 
 def check(binary):
     """Whether the list is of this binary, more or less."""
     made_with, *wanted = ORDER.read_text().splitlines()
+    wanted = wanted[: wanted.index(STATIC)]
     if made_with != f"{MADE_WITH}{compiler()}":
         print(f"not checked: the list was made with {made_with.removeprefix(MADE_WITH)}, this is {compiler()}, and names hold the compiler's version")
         return

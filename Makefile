@@ -6,9 +6,9 @@ FLAGS =
 COUNTERS = $(CURDIR)/target/counters
 # What a request's way is like, for the compiler (`make profile`). Where RUSTFLAGS is set, cargo takes that instead.
 PROFILE = "-Cprofile-use=$(CURDIR)/benches/palisade.profdata", "-Cllvm-args=-no-pgo-warn-mismatch"
-# Functions that run together lie together (`make order`): for LLD, with which the compiler links by itself on this platform only.
-# With another linker: `make build ORDER=`.
-ifeq ($(shell rustc -vV | grep -o 'x86_64-unknown-linux-gnu'),x86_64-unknown-linux-gnu)
+# Functions that run together lie together (`make order`). For LLD, which rustc brings along and links with on this platform; where
+# another linker is configured: `make build ORDER=`.
+ifneq ($(wildcard $(shell rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin/gcc-ld/ld.lld),)
 ORDER = , "-Clink-arg=-Wl,--symbol-ordering-file=$(CURDIR)/benches/palisade.order", "-Clink-arg=-Wl,--no-warn-symbol-ordering"
 endif
 RELEASE = $(CARGO) build --release --locked --config 'build.rustflags=[$(FLAGS)$(PROFILE)$(ORDER)]'

@@ -109,21 +109,35 @@ def load(place, server, count, path, h1, tls, body=0, headers=()):
         sys.exit(f"h2load: {done.stdout[-800:]}")
 
 
-def read(dump, top):
-    """Of a callgrind file, for a request: instructions in all and by part, allocations."""
-    names, functions, calls, called = {}, collections.Counter(), collections.Counter(), None
+def spent(dump):
+    """Of a callgrind file: instructions by object and function, calls by caller and called."""
+    names, functions, calls = {}, collections.Counter(), collections.Counter()
     lines = iter(dump.read_text().splitlines())
     for line in lines:
-        if line.startswith(("fn=", "cfn=")):
-            key, _, name = line.partition("=")[2].partition(" ")
-            called = names.setdefault(key, name)
-            if line.startswith("fn="):
-                function = called
-        elif line.startswith("calls="):
-            calls[function, called.split("'")[0]] += int(line[6:].split()[0])
+        kind, _, rest = line.partition("=")
+        if kind in ("ob", "cob", "fn", "cfn"):
+            key, _, name = rest.partition(" ")
+            name = names.setdefault((kind[-2:], key), name)
+            if kind == "ob":
+                within = name
+            elif kind == "fn":
+                function = name
+            elif kind == "cfn":
+                called = name
+        elif kind == "calls":
+            calls[function, called.split("'")[0]] += int(rest.split()[0])
             next(lines)  # what the call cost is counted where it was spent
         elif line[:1].isdigit() or line[:1] in ("+", "-", "*"):
-            functions[function] += int((line.split() + ["0"])[1])
+            functions[within, function] += int((line.split() + ["0"])[1])
+    return functions, calls
+
+
+def read(dump, top):
+    """Of a callgrind file, for a request: instructions in all and by part, allocations."""
+    found, calls = spent(dump)
+    functions = collections.Counter()
+    for (_, function), count in found.items():
+        functions[function] += count
     parts = collections.Counter()
     for function, count in functions.items():
         parts[part(function)] += count

@@ -14,7 +14,6 @@ is missing.
 import argparse
 import collections
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -82,7 +81,7 @@ def compiler():
 
 
 def run(place, name, visit, load):
-    """Instructions by function of a process under this load."""
+    """Instructions of a process under this load, by function of the binary as the linker names it."""
     out = place.dir / f"{name}.callgrind"
     valgrind = ["valgrind", "-q", "--tool=callgrind", "--demangle=no", f"--callgrind-out-file={out}"]
     server = place.proxy("palisade", name=name, before=valgrind, visit=visit, cpus=",".join(map(str, stand.CPUS)))
@@ -91,23 +90,10 @@ def run(place, name, visit, load):
     load(server)
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(60)
-    return spent(out, place.palisade_binary)
-
-
-def spent(dump, binary):
-    """Instructions by function of the binary, as the linker names them."""
-    names, counts, within, function = {}, collections.Counter(), False, ""
-    for line in dump.read_text().splitlines():
-        named = re.match(r"(c?)(ob|fn)=(\(\d+\))(?: (.*))?$", line)
-        if named:
-            called, kind, key, name = named.groups()
-            name = names.setdefault((kind, key), name)
-            if kind == "ob" and not called:
-                within = name == str(binary)
-            elif kind == "fn" and not called:
-                function = name.split("'")[0]
-        elif within and function[:1].isidentifier() and (line[:1].isdigit() or line[:1] in ("+", "-", "*")):
-            counts[function] += int((line.split() + ["0"])[1])
+    counts = collections.Counter()
+    for (within, function), count in instructions.spent(out)[0].items():
+        if within == str(place.palisade_binary) and function[:1].isidentifier():
+            counts[function.split("'")[0]] += count
     return counts
 
 

@@ -1,7 +1,7 @@
 //! The two directions of an HTTP/1 connection: bytes that wait to be read, and bytes on their way out.
 //!
 //! Threat: exhaustion. Reads go into one scratch buffer per thread, taken inside `poll` and never held across an await;
-//! only what arrived is copied, so an idle connection holds no buffer. Every wait ends at the connection's [`Beat`].
+//! what arrived is copied, or takes the buffer along where it fills it, so an idle connection holds none. Every wait ends at the connection's [`Beat`].
 
 use std::{
     cell::RefCell,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::accept::{
     beat::Beat,
@@ -289,21 +289,26 @@ impl Outgoing {
     }
 }
 
-/// Reads once into the scratch buffer of this thread, and appends a copy of at most `most` bytes.
+/// Reads once into the scratch buffer of this thread, and appends a copy of at most `most` bytes. Where they fill much of it and
+/// nothing is there yet, the buffer itself is handed over instead.
 fn poll_copy(cx: &mut Context<'_>, stream: &mut Stream, into: &mut BytesMut, most: usize) -> Poll<io::Result<usize>> {
     SCRATCH.with_borrow_mut(|scratch| {
-        let mut read = ReadBuf::new(scratch.get_mut(..most.min(SCRATCH_SIZE)).unwrap_or_default());
-        ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+        scratch.clear();
+        scratch.reserve(SCRATCH_SIZE);
+        let came = ready!(pin!(stream.read_buf(&mut (&mut *scratch).limit(most.min(SCRATCH_SIZE)))).poll(cx))?;
         // What comes first gets room for itself and nothing else, or the room of what was there before.
-        match into.is_empty() && !into.try_reclaim(read.filled().len()) {
-            true => *into = BytesMut::from(read.filled()),
-            false => into.extend_from_slice(read.filled()),
+        match into.is_empty() && !into.try_reclaim(came) {
+            true if came >= HANDED_OVER => std::mem::swap(into, scratch),
+            true => *into = BytesMut::from(&scratch[..]),
+            false => into.extend_from_slice(scratch),
         }
-        Poll::Ready(Ok(read.filled().len()))
+        Poll::Ready(Ok(came))
     })
 }
 
 const SCRATCH_SIZE: usize = 32 * 1024;
+/// Bytes that are worth a scratch buffer of their own: half of its room at least is then in use.
+const HANDED_OVER: usize = SCRATCH_SIZE / 2;
 /// Bytes of a buffer that an idle connection may keep for its next request.
 const KEPT: usize = 1024;
 /// The largest step by which the room of a body grows. Each step costs a copy of what is there, so few steps make it: the
@@ -315,5 +320,40 @@ const LINGER: usize = 256 * 1024;
 const LINGER_TIME: u64 = 900;
 
 thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_SIZE].into_boxed_slice());
+    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt, net::UnixStream};
+
+    use super::*;
+    use crate::accept::beat::Sweep;
+
+    #[tokio::test]
+    async fn little_is_copied_and_much_keeps_the_buffer_in_which_it_came() {
+        let sweep = Sweep::new();
+        let mut held = Vec::new();
+        for (length, most) in [(100, 100), (HANDED_OVER, SCRATCH_SIZE), (HANDED_OVER - 1, HANDED_OVER - 1), (SCRATCH_SIZE, SCRATCH_SIZE)] {
+            let (mut near, far) = UnixStream::pair().unwrap();
+            let mut wire = Wire::new(Stream::of_unix(far), sweep.enrol(u64::MAX));
+            let sent: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            near.write_all(&sent).await.unwrap();
+            assert_eq!(wire.fill().await.unwrap(), length);
+            assert_eq!(wire.input.capacity(), most);
+            held.push((sent, wire.input));
+        }
+        assert!(held.iter().all(|(sent, came)| sent[..] == came[..]));
+    }
+
+    #[tokio::test]
+    async fn what_comes_later_is_appended_and_no_more_than_wanted() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(Stream::of_unix(far), Sweep::new().enrol(u64::MAX));
+        let mut into = BytesMut::from(&b"a"[..]);
+        near.write_all(&[b'b'; SCRATCH_SIZE]).await.unwrap();
+        let most = HANDED_OVER + 1;
+        assert_eq!(std::future::poll_fn(|cx| wire.poll_fill_into(cx, &mut into, most)).await.unwrap(), most);
+        assert!(into.len() == most + 1 && into[0] == b'a' && into[1..].iter().all(|b| *b == b'b'));
+    }
 }

@@ -92,7 +92,7 @@ def fields(place, rounds):
 def limits(place, rounds):
     def off(text):
         parts = text.split("\n\n")
-        return "rate_limit = []\nban = []\n" + "\n\n".join(part for part in parts if not part.startswith(("[[rate_limit]]", "[[ban]]")))
+        return "rate_limit = []\nban = []\n" + "\n\n".join(part for part in parts if "[[rate_limit]]" not in part and "[[ban]]" not in part)
     servers = {"off": place.proxy("palisade", name="off", change=off), "on": place.proxy("palisade", name="on")}
     compare(rounds * 2, {name: (lambda server=server: cost(server)) for name, server in servers.items()})
 

@@ -1,7 +1,8 @@
 //! The two directions of an HTTP/1 connection: bytes that wait to be read, and bytes on their way out.
 //!
 //! Threat: exhaustion. Reads go into one scratch buffer per thread, taken inside `poll` and never held across an await;
-//! what arrived is copied, or takes the buffer along where it fills it, so an idle connection holds none. Every wait ends at the connection's [`Beat`].
+//! what arrived is copied, or takes the buffer along where it fills half of it, so an idle connection holds none. Every wait ends at
+//! the connection's [`Beat`].
 
 use std::{
     cell::RefCell,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How an honest client fares in each second: asks a server on loopback 200 times a second, each time on a new connection.
 
-    benches/beside.py PORT [--seconds 30] [--path /1k] [--cpu 1]
+    benches/beside.py PORT [--seconds 30] [--path /1024] [--cpu 1]
 
 Beside an attack on a proxy, with the origin's own port, it says what the attack costs those who go past the proxy: they share with
 the attackers, their own like and the origin the processors that the proxy does not have. Prints p50, p99 and the worst in ms.
@@ -19,7 +19,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("port", type=int)
     arguments.add_argument("--seconds", type=float, default=30)
-    arguments.add_argument("--path", default="/1k")
+    arguments.add_argument("--path", default="/1024")
     arguments.add_argument("--cpu", type=int, help="the processor to run on")
     given = arguments.parse_args()
     if given.cpu is not None:

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use futures_util::FutureExt;
 use http::{Request, Response};
@@ -184,7 +184,7 @@ fn request() -> Request<Received> {
 
 /// What the innermost service answers.
 fn answer() -> Response<Received> {
-    let mut response = Response::new(Received::Whole(Bytes::from_static(&[b'x'; 1024]), 1024));
+    let mut response = Response::new(Received::Whole(BytesMut::from(&[b'x'; 1024][..])));
     for (name, value) in [("content-type", "text/html; charset=utf-8"), ("content-length", "1024"), ("x-runtime", "0.012345")] {
         response.headers_mut().append(http::HeaderName::from_static(name), http::HeaderValue::from_static(value));
     }

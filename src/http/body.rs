@@ -29,8 +29,8 @@ pub const FIRST_PIECE: usize = 16 * 1024;
 pub enum Received {
     /// The request has none: neither Content-Length nor chunks.
     None,
-    /// It came together with the head, in memory of so many bytes.
-    Whole(Bytes, usize),
+    /// It came together with the head.
+    Whole(BytesMut),
     /// It is read from an HTTP/1 connection.
     One(Box<Reader>),
     /// It is read from an HTTP/2 stream.
@@ -91,8 +91,8 @@ impl Body for Received {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
         match self.get_mut() {
             Received::None => Poll::Ready(None),
-            Received::Whole(bytes, _) if bytes.is_empty() => Poll::Ready(None),
-            Received::Whole(bytes, _) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Received::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Received::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes).freeze())))),
             Received::One(reader) => reader.poll_data(cx).map(|next| next.map(|data| data.map(Frame::data))),
             Received::Two(incoming) => incoming.poll_data(cx).map(|next| next.map(|data| data.map(Frame::data))),
         }
@@ -101,7 +101,7 @@ impl Body for Received {
     fn is_end_stream(&self) -> bool {
         match self {
             Received::None => true,
-            Received::Whole(bytes, _) => bytes.is_empty(),
+            Received::Whole(bytes) => bytes.is_empty(),
             Received::One(_) => false,
             Received::Two(incoming) => incoming.is_end_stream(),
         }
@@ -110,7 +110,7 @@ impl Body for Received {
     fn size_hint(&self) -> SizeHint {
         match self {
             Received::None => SizeHint::with_exact(0),
-            Received::Whole(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Received::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Received::One(reader) => reader.size_hint(),
             Received::Two(incoming) => incoming.size_hint(),
         }

@@ -19,7 +19,7 @@ pub async fn others_first() {
 }
 
 /// Ready when everything has run that was about to run. tokio's `yield_now` would also look at the sockets before, and what has come
-/// there since would go first, too: p99 on a Unix socket beside nginx 1.25 → 1.04.
+/// there since would go first, too.
 fn poll_next_round(cx: &Context<'_>, has_waited: &mut bool) -> Poll<()> {
     if std::mem::replace(has_waited, true) {
         return Poll::Ready(());

@@ -186,12 +186,12 @@ where
         }
         let content = match body {
             Received::None => Content::None,
-            Received::Whole(bytes, room) => {
+            Received::Whole(bytes) => {
                 let mut reserved = self.policy.store.memory.open();
-                if !reserved.grow(room as u64) {
+                if !reserved.grow(bytes.capacity() as u64) {
                     return Buffered::Refused { refusal: Some(Refusal::BufferFull) };
                 }
-                Content::Memory(Held { bytes, _reserved: reserved })
+                Content::Memory(Held { bytes: bytes.freeze(), _reserved: reserved })
             }
             streamed @ (Received::One(_) | Received::Two(_)) => {
                 let Some(arrival) = arrival.cloned() else { return Buffered::Refused { refusal: Some(Refusal::Internal) } };
@@ -480,7 +480,7 @@ mod tests {
     async fn no_body_and_an_empty_body_are_not_the_same() {
         let bench = Bench::new(1 << 20, 1 << 20, 1 << 20);
         assert_eq!(bench.take(Received::None).await.unwrap().length(), None);
-        assert_eq!(bench.take(Received::Whole(Bytes::new(), 0)).await.unwrap().length(), Some(0));
+        assert_eq!(bench.take(Received::Whole(BytesMut::new())).await.unwrap().length(), Some(0));
         let (client, body) = bench.of_chunks();
         write(client, b"0\r\n\r\n".to_vec());
         assert_eq!(bench.take(body).await.unwrap().length(), Some(0));
@@ -491,8 +491,10 @@ mod tests {
         let bench = Bench::new(1 << 20, 1 << 20, 1000);
         let (_client, body) = bench.of_length(1001);
         assert_eq!(bench.take(body).await.unwrap_err(), Refusal::BodyTooLarge);
-        assert_eq!(bench.take(Received::Whole(Bytes::from(vec![0; 1001]), 1001)).await.unwrap_err(), Refusal::BodyTooLarge);
-        let complete = bench.take(Received::Whole(Bytes::from(vec![0; 1000]), 1024)).await.unwrap();
+        assert_eq!(bench.take(Received::Whole(BytesMut::zeroed(1001))).await.unwrap_err(), Refusal::BodyTooLarge);
+        let mut bytes = BytesMut::with_capacity(1024);
+        bytes.resize(1000, 0);
+        let complete = bench.take(Received::Whole(bytes)).await.unwrap();
         assert_eq!((complete.length(), bench.used()), (Some(1000), (1024, 0)), "what holds it counts");
     }
 

@@ -233,10 +233,7 @@ where
         Some(match framing {
             Framing::None => (Received::None, Away::here()),
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(length) if length <= wire.input.len() => {
-                    let room = wire.input.capacity();
-                    (Received::Whole(wire.take(length), room), Away::here())
-                }
+                Ok(length) if length <= wire.input.len() => (Received::Whole(wire.take(length)), Away::here()),
                 _ => {
                     let (reader, home) = Reader::of_length(self.wire.take()?, length, self.site.limits, invite);
                     (Received::One(Box::new(reader)), Away::until(home))

@@ -51,7 +51,7 @@ pub fn take(
         if !scan.advance(&wire.input, limits, head)? {
             return Ok(false);
         }
-        let bytes = wire.take(head.len);
+        let bytes = wire.take(head.len).freeze();
         let is_old = matches!(head.version, guard::Version::Http10);
         let arrived = arrived.insert(Arrived {
             parts: Request::new(()).into_parts().0,

@@ -56,10 +56,10 @@ impl Wire {
 
     /// Takes the first bytes of what has arrived, in the memory in which they are. Where that is small, the next request comes to the
     /// same place.
-    pub fn take(&mut self, length: usize) -> Bytes {
+    pub fn take(&mut self, length: usize) -> BytesMut {
         match length >= self.input.len() && self.input.capacity() > KEPT {
-            true => std::mem::take(&mut self.input).freeze(),
-            false => self.input.split_to(length.min(self.input.len())).freeze(),
+            true => std::mem::take(&mut self.input),
+            false => self.input.split_to(length.min(self.input.len())),
         }
     }
 
